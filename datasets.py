@@ -1,0 +1,812 @@
+"""Where faces come from: readers of IMDB-WIKI, ChaLearn CVPR 2016 and FER2013, a cache of decoded images, batches.
+
+    python datasets.py --data data        what is there, what of it is used, what is dropped and why
+    python datasets.py --data sample      the same for the drawn sample, which needs no download
+
+Labels: age in years (float32, NaN unknown), gender 0 female, 1 male, -1 unknown, emotion 0..6 as in EMOTIONS, -1 unknown.
+Images: uint8, height x width x channels; decoded once, resized once, and kept in a memory map under CACHE.
+"""
+import argparse
+import csv
+import errno
+import functools
+import hashlib
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageOps
+
+TASKS = ("age", "gender", "emotion")
+GENDERS = ("female", "male")
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+OLDEST = 100                                                # ages are 0..100 years
+SPLITS = {"imdb-wiki": ("age", "gender"), "cvpr2016": ("age", "gender"), "fer2013": ("emotion",)}
+SUBSETS = ("train", "valid", "test")
+IMAGE_FILES = (".jpg", ".jpeg", ".png")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet, which torchvision's own weights expect
+CACHE_FORMAT = 1                                            # counts up when decoded images change, so that no old one is used
+
+# a picture of over 90 megapixels is refused unread, where Pillow would only warn
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+class DataError(Exception):
+    """A user's mistake, told in one line that says what would be right."""
+
+
+class Missing(DataError):
+    """A set or a subset that is not on disk."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line; a script's docstring is its help."""
+
+    def __init__(self, text: str):
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
+    """Run a script: one of `mistakes` or a DataError becomes one line on stderr and exit status 2."""
+    try:
+        sys.exit(main())
+    except (DataError, *mistakes) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":        # one line a host, not one a process
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Iterable:
+    """`items` with a bar of images per second on stderr, if that is a terminal and tqdm is installed."""
+    if not sys.stderr.isatty():
+        return items
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, desc=what, total=total, unit=" images", unit_scale=unit_scale, leave=False)
+
+
+# ---- sets of faces ---------------------------------------------------------------------------------------------------
+
+@dataclass
+class Faces:
+    """Faces of one set and subset, as many rows in each array; `decode` adds their pixels."""
+    name: str                                   # e.g. "cvpr2016 age valid"
+    pool: str                                   # rows of one pool are drawn together, e.g. "imdb-wiki"
+    folder: Path                                # what `files` are relative to: the split's folder
+    files: np.ndarray                           # (n,) str, or FER2013's row numbers within the subset
+    age: np.ndarray                             # (n,) float32 years, NaN unknown
+    stdv: np.ndarray                            # (n,) float32 years, of the guesses that `age` is the mean of, NaN unknown
+    gender: np.ndarray                          # (n,) int64, -1 unknown
+    emotion: np.ndarray                         # (n,) int64, -1 unknown
+    dropped: dict[str, np.ndarray] = field(default_factory=dict)        # reason -> names of the rows it took away
+    pixels: np.ndarray | None = None            # (n, height, width, 3 or 1) uint8
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def keep(self, rows: np.ndarray, reason: str | None = None) -> "Faces":
+        """The faces where `rows` (bool, n) holds; the others are counted under `reason`, if one is given."""
+        dropped = dict(self.dropped)
+        if reason and not rows.all():
+            dropped[reason] = self.files[~rows]
+        arrays = {name: getattr(self, name)[rows] for name in ("files", "age", "stdv", "gender", "emotion")}
+        return replace(self, dropped=dropped, **arrays)
+
+
+def make_faces(name: str, pool: str, folder: Path, files: Iterable[str], age=None, stdv=None, gender=None, emotion=None) -> Faces:
+    """A Faces in which the labels that are not given are unknown."""
+    files = np.asarray(files if isinstance(files, np.ndarray) else list(files), dtype=None if len(files) else "U1")
+
+    def column(values, unknown, dtype):
+        return np.full(len(files), unknown, dtype) if values is None else np.asarray(values, dtype)
+    return Faces(name, pool, folder, files, column(age, np.nan, np.float32), column(stdv, np.nan, np.float32),
+                 column(gender, -1, np.int64), column(emotion, -1, np.int64))
+
+
+def read_csv(file: Path, columns: Collection[str], ignored: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, row by column name); the header must hold `columns`, and no other but `ignored`. Raises DataError."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            rows = csv.reader(text)
+            header = [name.strip() for name in next(rows, [])]
+            expected = f"expected the columns {','.join(columns)}"
+            if not header:
+                raise DataError(f"{file}: empty file; {expected}")
+            if lacking := [name for name in columns if name not in header]:
+                raise DataError(f"{file}: no column {', '.join(lacking)}; {expected}")
+            if unknown := [name for name in header if name not in columns and name not in ignored or header.count(name) > 1]:
+                raise DataError(f"{file}: unknown or doubled column {', '.join(dict.fromkeys(unknown))}; {expected}")
+            for row in rows:
+                if row and len(row) != len(header):
+                    raise DataError(f"{file} line {rows.line_num}: {len(row)} fields; expected {len(header)}, as in the header")
+                if row:
+                    yield rows.line_num, dict(zip(header, row))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from None
+
+
+def number(text: str, low: float, high: float, where: str, what: str) -> float:
+    """`text` as a number within low..high. Raises DataError that names `where` and `what`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise DataError(f"{where}: {what} is {text.strip()!r}; expected a number from {low} to {high}")
+    return value
+
+
+def child(folder: Path, name: str) -> Path:
+    """The entry of `folder` called `name`, in any case; `folder / name` where there is none."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return next((entry for entry in entries if entry.name.lower() == name), folder / name)
+
+
+def class_folders(folder: Path, root: Path, class_of: Callable[[str], int | None], expected: str) -> tuple[list[str], list[int]]:
+    """Images of `folder`'s class folders, relative to `root` and in sorted order, with their classes. Raises DataError."""
+    files, classes = [], []
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir() or entry.name.startswith("."):
+            continue
+        if (label := class_of(entry.name.lower())) is None:
+            raise DataError(f"{entry}: unknown class folder; expected {expected}")
+        for file in sorted(entry.iterdir()):
+            if file.suffix.lower() in IMAGE_FILES:
+                files.append(file.relative_to(root).as_posix())
+                classes.append(label)
+    return files, classes
+
+
+def read_cvpr_age(root: Path, subset: str) -> Faces:
+    """ChaLearn LAP 2016 apparent age, in any of its three layouts. Raises Missing, DataError."""
+    split, folder = root / "cvpr2016", root / "cvpr2016/age"
+    files, means, stdvs = [], [], []
+    images = child(folder, subset)
+    for table, image, mean, stdv, ignored, ending in (
+            (f"{subset}_gt.csv", "image", "mean", "stdv", (), ""),
+            (f"gt_avg_{subset}.csv", "file_name", "apparent_age_avg", "apparent_age_std", ("num_ratings", "real_age"), "_face.jpg")):
+        if not (folder / table).is_file():
+            continue
+        for line, row in read_csv(folder / table, (image, mean, stdv), ignored):
+            where = f"{folder / table} line {line}"
+            means.append(number(row[mean], 0, OLDEST, where, mean))
+            stdvs.append(number(row[stdv], 0, OLDEST, where, stdv))
+            files.append((images / (row[image].strip() + ending)).relative_to(split).as_posix())
+        if not files:
+            raise DataError(f"{folder / table}: no rows under its header")
+        break
+    else:
+        if not images.is_dir():
+            raise Missing(f"no {folder / subset}_gt.csv, gt_avg_{subset}.csv or folder {subset}/<age>/: the age set's {subset} part is not there")
+        files, means = class_folders(images, split, lambda name: int(name) if name.isdecimal() and int(name) <= OLDEST else None,
+                                     f"an age from 0 to {OLDEST}, or {subset}_gt.csv beside {images.name}/")
+        stdvs = None
+    return make_faces(f"cvpr2016 age {subset}", "cvpr2016 age", split, files, age=means, stdv=stdvs)
+
+
+def read_cvpr_gender(root: Path, subset: str) -> Faces:
+    """ChaLearn's gender folders, {subset}/{female,male}/. Raises Missing, DataError."""
+    split = root / "cvpr2016"
+    folder = child(split / "gender", subset)
+    if not folder.is_dir():
+        raise Missing(f"no {folder}/: the gender set's {subset} part is not there")
+    files, genders = class_folders(folder, split, {name: i for i, name in enumerate(GENDERS)}.get, "female or male")
+    return make_faces(f"cvpr2016 gender {subset}", "cvpr2016 gender", split, files, gender=genders)
+
+
+def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
+    """FER2013 from fer2013.csv, icml_face_data.csv, or folders of images. Raises Missing, DataError."""
+    folder = root / "fer2013"
+    name = f"fer2013 {subset}"
+    for table in (folder / "fer2013.csv", folder / "icml_face_data.csv"):
+        if table.is_file():
+            stat = table.stat()
+            parsed = cached(cache, folder, "fer2013", f"{table.name} {stat.st_size} {stat.st_mtime_ns}", functools.partial(parse_fer2013, table))
+            emotion = np.load(parsed / f"{subset}.npy")
+            pixels = open_images(parsed / f"{subset}.u8", (48, 48, 1), len(emotion))
+            if not len(emotion):
+                raise Missing(f"{table}: no rows of {subset}")
+            return replace(make_faces(name, "fer2013", folder, np.arange(len(emotion)).astype(str), emotion=emotion), pixels=pixels)
+    # Kaggle's folders have PublicTest and PrivateTest in test/, told apart by the files' names; others have a valid/
+    own = next((path for alias in ({"valid": ("valid", "validation")}.get(subset, (subset,)))
+                if (path := child(folder, alias)).is_dir()), None)
+    source = own or child(folder, "test")
+    if not source.is_dir():
+        raise Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or folder {subset}/<emotion>/: FER2013's {subset} part is not there")
+    files, emotion = class_folders(source, folder, {name: i for i, name in enumerate(EMOTIONS)}.get, "one of " + ", ".join(EMOTIONS))
+    faces = make_faces(name, "fer2013", folder, files, emotion=emotion)
+    public = np.array([Path(file).name.startswith("PublicTest") for file in files], dtype=bool)
+    if own is None:
+        if not public.any():
+            raise Missing(f"no {folder}/valid/ and no file named PublicTest* in {source}: FER2013's valid part is not there")
+        return faces.keep(public)
+    return faces.keep(~public) if subset == "test" else faces
+
+
+def parse_fer2013(table: Path, folder: Path) -> None:
+    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`. Raises DataError."""
+    usages = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
+    emotions = {subset: [] for subset in SUBSETS}
+    outputs = {subset: open(folder / f"{subset}.u8", "wb") for subset in SUBSETS}
+    try:
+        for line, row in read_csv(table, ("emotion", "pixels", "Usage")):
+            where = f"{table} line {line}"
+            emotion = number(row["emotion"], 0, len(EMOTIONS) - 1, where, "emotion")
+            if not emotion.is_integer():
+                raise DataError(f"{where}: emotion is {row['emotion']!r}; expected a whole number")
+            if (subset := usages.get(row["Usage"].strip())) is None:
+                raise DataError(f"{where}: Usage is {row['Usage']!r}; expected {', '.join(usages)}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")              # text that is no number is only a warning otherwise
+                try:
+                    pixels = np.fromstring(row["pixels"], np.int64, sep=" ")
+                except (ValueError, DeprecationWarning):
+                    raise DataError(f"{where}: a pixel is not a number; expected 0 to 255") from None
+            if pixels.size != 48 * 48:
+                raise DataError(f"{where}: {pixels.size} pixels; expected {48 * 48}")
+            if pixels.min() < 0 or pixels.max() > 255:
+                raise DataError(f"{where}: a pixel of {pixels.min() if pixels.min() < 0 else pixels.max()}; expected 0 to 255")
+            outputs[subset].write(pixels.astype(np.uint8).tobytes())
+            emotions[subset].append(int(emotion))
+    finally:
+        for output in outputs.values():
+            output.close()
+    if not any(emotions.values()):
+        raise DataError(f"{table}: no rows under its header")
+    for subset, values in emotions.items():
+        np.save(folder / f"{subset}.npy", np.array(values, np.int64))
+
+
+@functools.lru_cache(maxsize=2)
+def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
+    """IMDB-WIKI's .mat as arrays of one row a face: files, person, age, gender, face_score, second_face_score. Raises DataError."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise DataError(f"{file}: reading it needs scipy: pip install scipy") from None
+    try:
+        # squeezed, a cell of text is a str, which takes a third of the memory of an array
+        table = loadmat(file, squeeze_me=True, variable_names=[file.stem])[file.stem][()]
+        columns = {name: np.atleast_1d(table[name]) for name in
+                   ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")}
+        if len({len(values) for values in columns.values()}) != 1:
+            raise ValueError("its columns differ in length")
+        dob, taken, gender, score, second = (columns[name].astype(float) for name in
+                                             ("dob", "photo_taken", "gender", "face_score", "second_face_score"))
+        files = columns["full_path"].astype(str)
+    except Exception as error:                              # scipy raises anything on a file that is none
+        raise DataError(f"{file}: not IMDB-WIKI's MATLAB file, a struct {file.stem!r} with its columns "
+                        f"({type(error).__name__}: {' '.join(str(error).split())})") from None
+    # a person is known by name, in both crops; where that is missing, by the number that begins the file's name
+    names = (name.strip().casefold() if isinstance(name, str) else "" for name in columns["name"])
+    person = np.array([name or Path(path).name.split("_")[0] for name, path in zip(names, files)])
+    return {"files": files, "person": person, "age": completed_years(dob, taken), "gender": np.where(np.isin(gender, (0, 1)), gender, -1),
+            "face_score": score, "second_face_score": second}
+
+
+def completed_years(dob: np.ndarray, photo_taken: np.ndarray) -> np.ndarray:
+    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it; NaN where that can't be told.
+
+    `dob` (n,) is MATLAB's serial date number: days since the year 0, 719529 on 1 January 1970.
+    """
+    known = np.isfinite(dob) & np.isfinite(photo_taken) & (np.abs(dob) < 1e7)
+    birth = np.where(known, dob, 0).astype(np.int64) - 719529
+    days = birth.astype("datetime64[D]")
+    year = days.astype("datetime64[Y]").astype(np.int64) + 1970
+    month = days.astype("datetime64[M]").astype(np.int64) % 12 + 1
+    first_of_month = days == days.astype("datetime64[M]").astype("datetime64[D]")
+    after_july_1 = (month > 7) | ((month == 7) & ~first_of_month)
+    return np.where(known, photo_taken - year - after_july_1, np.nan).astype(np.float32)
+
+
+def subset_of(person: str) -> str:
+    """The subset that a person's every image is in: 90 % train, 5 % valid, 5 % test, by a hash of the name."""
+    bucket = int.from_bytes(hashlib.blake2b(person.encode(), digest_size=4).digest(), "big") % 20
+    return {18: "valid", 19: "test"}.get(bucket, "train")
+
+
+def read_imdb_wiki(root: Path, subset: str) -> list[Faces]:
+    """IMDB-WIKI's crops, cleaned, split by person; either crop may be absent. Raises Missing, DataError."""
+    split, sets = root / "imdb-wiki", []
+    for crop in ("imdb", "wiki"):
+        file = split / f"{crop}_crop/{crop}.mat"
+        if not file.is_file():
+            continue
+        table = read_mat(file, file.stat().st_mtime_ns)
+        persons, of_row = np.unique(table["person"], return_inverse=True)
+        mine = np.array([subset_of(person) == subset for person in persons], dtype=bool)[of_row]
+        score, second = table["face_score"][mine], table["second_face_score"][mine]
+        faces = make_faces(f"imdb-wiki {crop}_crop {subset}", "imdb-wiki", split,
+                           np.char.add(f"{crop}_crop/", table["files"][mine]), age=table["age"][mine], gender=table["gender"][mine])
+        rules = (("no face", score > -np.inf), ("second face", ~(second > 0)), ("age unknown", ~np.isnan(faces.age)),
+                 ("age below 0", faces.age >= 0), (f"age above {OLDEST}", faces.age <= OLDEST))
+        left = np.ones(len(faces), dtype=bool)
+        for reason, fine in rules:
+            if (left & ~fine).any():
+                faces.dropped[reason] = faces.files[left & ~fine]
+            left &= fine
+        sets.append(faces.keep(left))
+    if not sets:
+        raise Missing(f"no {split}/imdb_crop/imdb.mat or wiki_crop/wiki.mat: IMDB-WIKI is not there")
+    return sets
+
+
+def load(root: Path, split: str, subset: str, tasks: Collection[str], size: int, cache: Path) -> list[Faces]:
+    """The sets of a split that serve `tasks`, decoded.
+
+    Args: root, the data root; split, a key of SPLITS; subset, one of SUBSETS; size, of decoded images in pixels (FER2013's
+        stay 48x48x1); cache, the folder for decoded images.
+    Raises: Missing, where a set that a task needs is not there; DataError, where one can't be used.
+    """
+    sets = []
+    if split == "imdb-wiki":
+        sets += read_imdb_wiki(root, subset)
+    if split == "cvpr2016" and "age" in tasks:
+        sets.append(read_cvpr_age(root, subset))
+    if split == "cvpr2016" and "gender" in tasks:
+        sets.append(read_cvpr_gender(root, subset))
+    if split == "fer2013":
+        sets.append(read_fer2013(root, subset, cache))
+    sets = [only_tasks(faces if faces.pixels is not None else decode(faces, size, cache), tasks) for faces in sets]
+    if not any(len(labelled(faces)) for faces in sets):
+        reasons = ", ".join(f"{len(names)} {reason}" for faces in sets for reason, names in faces.dropped.items())
+        raise DataError(f"{sets[0].folder}: no usable face for {' and '.join(tasks)} in its {subset} part ({reasons or 'no images'})")
+    return [faces for faces in sets if len(faces)]
+
+
+def only_tasks(faces: Faces, tasks: Collection[str]) -> Faces:
+    """`faces` with the labels of other tasks made unknown."""
+    unknown = {"age": np.nan, "gender": -1, "emotion": -1}
+    return replace(faces, **{task: np.full_like(getattr(faces, task), unknown[task]) for task in TASKS if task not in tasks})
+
+
+def labelled(faces: Faces) -> np.ndarray:
+    """Numbers of the rows that have a label, int64."""
+    return np.flatnonzero(sum(known(faces, task) for task in TASKS))
+
+
+def known(labels: "Faces | Labels", task: str):
+    """Where the label of `task` is known: (n,) bool, of the labels' own kind, array or tensor."""
+    values = getattr(labels, task)
+    return values == values if task == "age" else values >= 0
+
+
+# ---- images and their cache ------------------------------------------------------------------------------------------
+
+def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
+    """A face as the network is trained and used on: upright, its middle square, resized.
+
+    Args: file, an image that Pillow reads (EXIF orientation, palette, grey, alpha, CMYK, 16 bits are all taken care of).
+    Returns: (size, size, 3) uint8, or (size, size, 1) where grey.
+    Raises: whatever Pillow raises on what is not an image, is truncated, or has more than 90 megapixels.
+    """
+    with Image.open(file) as image:
+        image.draft(None, (2 * size, 2 * size))             # a large JPEG is decoded at a fraction of its size
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))    # 16-bit grey
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = ImageOps.fit(image.convert("L" if grey else "RGB"), (size, size), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(size, size, -1)
+
+
+def decode(faces: Faces, size: int, cache: Path) -> Faces:
+    """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are dropped. Raises DataError."""
+    grey = faces.pool == "fer2013"
+    size = 48 if grey else size
+    digest = hashlib.blake2b(f"{size} {grey}".encode())
+    there = np.zeros(len(faces), dtype=bool)
+    folder = os.fspath(faces.folder)
+    for i, file in enumerate(faces.files.tolist()):
+        try:
+            stat = os.stat(f"{folder}/{file}")
+        except (OSError, ValueError):
+            continue
+        there[i] = True
+        digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    faces = faces.keep(there, "missing file")
+    if not len(faces):
+        return faces
+
+    def build(target: Path) -> None:
+        def read(file: str) -> np.ndarray | None:
+            try:
+                return load_image(faces.folder / file, size, grey)
+            except Exception as error:                      # Pillow raises anything on a broken file, which is named below
+                if getattr(error, "errno", None) in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
+                    raise                                   # no fault of the file's
+                return None
+        fine = np.zeros(len(faces), dtype=bool)
+        files, chunk = faces.files.tolist(), 1024           # chunks bound what waits to be written
+        with open(target / "images.u8", "wb") as output, ThreadPool(os.cpu_count()) as pool:
+            images = (image for start in range(0, len(files), chunk) for image in pool.map(read, files[start:start + chunk], 16))
+            for i, image in enumerate(progress(images, len(files), f"decoding {faces.name}")):
+                if image is not None:
+                    fine[i] = True
+                    output.write(image.data)
+        np.save(target / "fine.npy", fine)
+
+    target = cached(cache, faces.folder, f"{faces.name.replace(' ', '-')}-{size}", digest.hexdigest(), build)
+    fine = np.load(target / "fine.npy")
+    faces = faces.keep(fine, "undecodable file")
+    return replace(faces, pixels=open_images(target / "images.u8", (size, size, 1 if grey else 3), len(faces)))
+
+
+def open_images(file: Path, shape: tuple[int, int, int], count: int) -> np.ndarray:
+    """A read-only memory map of `count` uint8 images of `shape`. Raises DataError where the file is of another length."""
+    if file.stat().st_size != count * math.prod(shape):
+        raise DataError(f"{file}: damaged, its length is not that of {count} images; delete the folder {file.parent}")
+    return np.memmap(file, np.uint8, "r", shape=(count, *shape)) if count else np.zeros((0, *shape), np.uint8)
+
+
+def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder of `cache` that holds what `build` made of `source`; a changed `key` makes it anew and removes the old one."""
+    def short(text: str) -> str:
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    prefix = f"{name}-{short(str(source.resolve()))}"
+    target = cache / f"{prefix}-{short(f'{CACHE_FORMAT} {key}')}"
+
+    def build_and_clear(partial: Path) -> None:
+        build(partial)
+        for old in cache.glob(f"{prefix}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    try:
+        build_once(target, build_and_clear)
+    except OSError as error:
+        raise DataError(f"{error.filename or cache}: {error.strerror}; decoded images are kept in {cache}, "
+                        "name a writable folder with more room by --cache DIR") from None
+    return target
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Make the folder `target` by calling `build` on it, once, whole or not at all, however many processes ask or are killed."""
+    if target.is_dir():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / f".{target.name}.lock", "w") as lock:
+        try:
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX)                # others wait for the first; a killed process lets go
+        except ImportError:
+            pass                                            # Windows has no flock: two processes may both build, the last one stays
+        if target.is_dir():
+            return
+        partial = target.parent / f".{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)          # of a process that was killed
+        partial.mkdir()
+        try:
+            build(partial)
+            for file in partial.iterdir():
+                if file.is_file():
+                    with open(file, "rb") as written:
+                        os.fsync(written.fileno())
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+class Labels(NamedTuple):
+    """Labels of a batch, on the device."""
+    age: torch.Tensor           # (n,) float32 years, NaN unknown
+    gender: torch.Tensor        # (n,) int64, -1 unknown
+    emotion: torch.Tensor       # (n,) int64, -1 unknown
+
+
+class Batch(NamedTuple):
+    """One process's part of a training step's images."""
+    rows: list[np.ndarray]      # for each set, the numbers of its rows, (n_i,) int64
+    labels: Labels              # of those rows, set after set; on the CPU
+    draws: torch.Tensor         # (n, DRAWS) float32 in 0..1, what `augment` makes of each image; on the CPU
+    known: dict[str, int]       # labels known of each task, in the whole step, all processes together
+
+
+DRAWS = 13
+
+
+def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
+    """The labels of `rows` of each set, one set after the other, on the CPU."""
+    return Labels(*(torch.from_numpy(np.concatenate([getattr(faces, task)[chosen] for faces, chosen in zip(sets, rows)])) for task in TASKS))
+
+
+def batches(sets: list[Faces], samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """One epoch: `samples` rows of each pool, in steps of `batch_size` images in which every pool has its share.
+
+    A pool that is too small is shown again and again, in a new order each time, so that its images come up equally often.
+    All chance comes from `seed` and `epoch`, drawn for the whole step; process `rank` of `world` takes its slice.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    columns = []
+    for pool in dict.fromkeys(faces.pool for faces in sets):
+        rows = np.concatenate([np.stack([np.full(len(chosen), i), chosen], 1) for i, faces in enumerate(sets)
+                               if faces.pool == pool for chosen in [labelled(faces)]])
+        orders = [rng.permutation(len(rows)) for _ in range(math.ceil(samples / len(rows)))]
+        columns.append(rows[np.concatenate(orders)[:samples]])
+    epoch_rows = np.stack(columns, 1).reshape(-1, 2)        # (samples x pools, 2): set, row; pool after pool in turn
+    for step in np.array_split(epoch_rows, math.ceil(len(epoch_rows) / batch_size)):       # none much smaller than the others
+        draws = rng.random((len(step), DRAWS), np.float32)
+        by_set = [step[step[:, 0] == i, 1] for i in range(len(sets))]
+        counts = labels_of(sets, by_set)
+        mine = slice(len(step) * rank // world, len(step) * (rank + 1) // world)
+        part = step[mine]
+        rows = [part[part[:, 0] == i, 1] for i in range(len(sets))]
+        yield Batch(rows, labels_of(sets, rows), torch.from_numpy(draws[mine]),
+                    {task: int(known(counts, task).sum()) for task in TASKS})
+
+
+def to_device(sets: list[Faces], device: torch.device) -> list[np.ndarray | torch.Tensor]:
+    """Each set's pixels as `gather` takes them: on a GPU if all fit into half its free memory, or left on disk."""
+    if device.type != "cuda" or sum(faces.pixels.nbytes for faces in sets) > torch.cuda.mem_get_info(device)[0] / 2:
+        return [np.asarray(faces.pixels) for faces in sets]
+    return [torch.from_numpy(np.array(faces.pixels)).to(device) for faces in sets]
+
+
+def gather(pixels: np.ndarray | torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Images `rows` of one set, on the device: (n, height, width, channels) uint8."""
+    if isinstance(pixels, torch.Tensor):
+        return pixels[torch.from_numpy(rows).to(device)]
+    images = torch.from_numpy(pixels[rows])
+    return (images.pin_memory() if device.type == "cuda" else images).to(device, non_blocking=True)
+
+
+def normalise(images: torch.Tensor, gain: torch.Tensor | float = 1, shift: torch.Tensor | float = 0) -> torch.Tensor:
+    """`images` (n, 3, h, w) float in 0..255, times `gain` plus `shift` (in 0..1, each (n, 1, 1, 1) or a number), normalised."""
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return torch.addcmul((shift - mean) / std, images, gain / (255 * std))
+
+
+def prepare(images: torch.Tensor, size: int) -> torch.Tensor:
+    """The network's input, as validation and use have it.
+
+    Args: images (n, h, w, 3 or 1) uint8; size in pixels.
+    Returns: (n, 3, size, size) float32, normalised, channels_last.
+    """
+    images = images.permute(0, 3, 1, 2).float()
+    if images.shape[2] != size:
+        images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=images.shape[2] > size)
+    return normalise(images.expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)
+
+
+def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch.Tensor:
+    """The network's input, as training has it: `prepare` with chance, the whole batch at once.
+
+    Each image is mirrored or not, turned by up to 15 degrees, scaled by up to 20 %, shifted by up to 10 %, in one bilinear
+    resampling; one in five turns grey; contrast varies by 30 %, brightness by 0.15; from one in two a rectangle is erased.
+
+    Args: images, for each set (n_i, h, w, 3 or 1) uint8; size in pixels; draws (n, DRAWS) float32 in 0..1, on the images' device.
+    Returns: (n, 3, size, size) float32, normalised, channels_last.
+    """
+    mirror, turn, scale, right, down, grey, contrast, brightness, erase, top, left, height, width = draws.T
+    signed = 2 * draws - 1
+    _, turn, scale, right, down, _, contrast, brightness, *_ = signed.T
+    turn, zoom = turn * math.radians(15), 1.2 ** scale
+    flip = torch.where(mirror < 0.5, -1.0, 1.0)
+    rows = (flip * torch.cos(turn) * zoom, -torch.sin(turn) * zoom, right * 0.2,
+            flip * torch.sin(turn) * zoom, torch.cos(turn) * zoom, down * 0.2)
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), [len(draws), 1, size, size], align_corners=False)
+    resampled = []
+    for part, where in zip(images, grid.split([len(part) for part in images])):
+        part = F.grid_sample(part.permute(0, 3, 1, 2).float(), where, padding_mode="border", align_corners=False)
+        resampled.append(part.expand(-1, 3, -1, -1))
+    batch = torch.cat(resampled).contiguous(memory_format=torch.channels_last)
+
+    def column(values: torch.Tensor) -> torch.Tensor:
+        return values.view(-1, 1, 1, 1)
+    luma = torch.tensor((0.299, 0.587, 0.114), device=batch.device).view(1, 3, 1, 1)
+    batch = batch.lerp((batch * luma).sum(1, keepdim=True), column((grey < 0.2).float()))
+    gain = 1 + 0.3 * contrast
+    batch = normalise(batch, column(gain), column((1 - gain) / 2 + 0.15 * brightness))      # contrast turns around mid-grey
+    at = torch.arange(size, device=batch.device) / size
+
+    def within(begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        length = 0.1 + 0.3 * length
+        begin = (begin * (1 - length)).unsqueeze(1)
+        return (at >= begin) & (at < begin + length.unsqueeze(1))
+    hole = within(top, height).unsqueeze(2) & within(left, width).unsqueeze(1) & (erase < 0.5).view(-1, 1, 1)
+    return batch.masked_fill_(hole.unsqueeze(1), 0)
+
+
+# ---- the drawn sample ------------------------------------------------------------------------------------------------
+
+def data_root(name: str) -> Path:
+    """The data root `name`; `sample` is data/sample, drawn where it is not there yet. Raises DataError."""
+    root = Path("data/sample") if name == "sample" else Path(name)
+    if name == "sample":
+        try:
+            build_once(root, draw_sample)
+        except OSError as error:
+            raise DataError(f"{error.filename or root}: can't draw the sample ({error.strerror})") from None
+    if not root.is_dir():
+        raise DataError(f"no data root {root}/; the README says what lies in it, and --data sample needs no download")
+    return root
+
+
+def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
+    """A simple face, 128x128 RGB: hair greys and wrinkles grow with age, women have long hair, mouth and brows show emotion."""
+    def colour(*rgb: float) -> tuple[int, ...]:
+        return tuple(int(np.clip(value, 0, 255)) for value in rgb)
+
+    def line(*points: tuple[float, float], width: int = 3) -> None:
+        draw.line([(x + dx, y + dy) for x, y in points], fill=dark, width=width)
+
+    def oval(x: float, y: float, rx: float, ry: float, fill=None) -> None:
+        draw.ellipse((x + dx - rx, y + dy - ry, x + dx + rx, y + dy + ry), fill=fill)
+    image = Image.new("RGB", (128, 128), colour(*rng.uniform(90, 200, 3)))
+    draw = ImageDraw.Draw(image)
+    dx, dy = rng.uniform(-5, 5, 2)
+    dark = (30, 20, 20)
+    skin = colour(*(np.array([236, 190, 160]) * rng.uniform(0.7, 1.05)))
+    old = age / OLDEST
+    hair = colour(*(np.array([50, 35, 25]) * (1 - old) + np.array([245, 245, 245]) * old))
+    oval(64, 50, 46, 44, hair)
+    if gender == 0:
+        draw.rectangle((18 + dx, 50 + dy, 110 + dx, 128), fill=hair)
+    oval(64, 68, 37, 46, skin)
+    for i in range(round(old * 8)):                         # a wrinkle for every twelve years or so
+        line((42, 34 + 3 * i), (86, 34 + 3 * i), width=1)
+    if gender == 1:
+        oval(64, 106, 24, 12, dark)
+    wide = {2: 9, 5: 8}.get(emotion, 5)                     # fear and surprise open the eyes
+    for x in (48, 80):
+        oval(x, 66, 7, wide, "white")
+        oval(x, 66, 3, 4, dark)
+    slope = {0: 6, 2: -5, 4: -7, 5: 0, 1: 3}.get(emotion, 0)
+    brow = 56 - (5 if emotion in (2, 5) else 0)
+    line((40, brow - slope), (56, brow + slope), width=4)
+    line((72, brow + slope), (88, brow - slope), width=4)
+    red, box = (170, 40, 50), (46 + dx, 78 + dy, 82 + dx, 102 + dy)
+    if emotion == 3:
+        draw.chord(box, 0, 180, fill=red)                   # happy: a laugh
+    elif emotion == 4:
+        draw.arc((46 + dx, 92 + dy, 82 + dx, 112 + dy), 180, 360, fill=red, width=5)
+    elif emotion == 5:
+        oval(64, 96, 9, 12, red)
+    elif emotion == 2:
+        draw.rectangle((46 + dx, 90 + dy, 82 + dx, 101 + dy), fill="white", outline=red, width=3)
+    elif emotion == 1:
+        draw.line([(46 + dx, 100 + dy), (58 + dx, 90 + dy), (70 + dx, 100 + dy), (82 + dx, 90 + dy)], fill=red, width=5)
+    else:
+        draw.line([(46 + dx, 95 + dy), (82 + dx, 95 + dy)], fill=red, width=8 if emotion == 0 else 4)
+    return image
+
+
+def draw_sample(root: Path) -> None:
+    """Draw faces into `root` in the official layouts of the three data sets, a fixed seed deciding; their labels are visible."""
+    rng = np.random.default_rng(0)
+
+    def person() -> tuple[int, int, int, Image.Image]:
+        age, gender, emotion = int(rng.integers(1, 96)), int(rng.integers(2)), int(rng.integers(len(EMOTIONS)))
+        return age, gender, emotion, draw_face(rng, age, gender, emotion)
+
+    def save(image: Image.Image, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=90)
+    sizes = {"train": 400, "valid": 140, "test": 140}
+    for subset, count in sizes.items():
+        folder = root / "cvpr2016/age"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{subset}_gt.csv", "w", newline="") as table:
+            rows = csv.writer(table)
+            rows.writerow(("image", "mean", "stdv"))
+            for i in range(count):
+                age, _, _, image = person()
+                save(image, folder / subset / f"{i:06}.jpg")
+                rows.writerow((f"{i:06}.jpg", float(age), 4.0))
+        for i in range(count):
+            _, gender, _, image = person()
+            save(image, root / "cvpr2016/gender" / subset / GENDERS[gender] / f"{i:06}.jpg")
+    (root / "fer2013").mkdir()
+    with open(root / "fer2013/fer2013.csv", "w", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(("emotion", "pixels", "Usage"))
+        for usage, count in zip(("Training", "PublicTest", "PrivateTest"), sizes.values()):
+            for _ in range(count):
+                _, _, emotion, image = person()
+                pixels = np.asarray(image.convert("L").resize((48, 48)))
+                rows.writerow((emotion, " ".join(map(str, pixels.ravel())), usage))
+    try:
+        from scipy.io import savemat
+    except ImportError:
+        return                                              # the sample is then without IMDB-WIKI, which needs scipy to be read too
+    for crop, count in (("imdb", 400), ("wiki", 200)):
+        folder, people = root / f"imdb-wiki/{crop}_crop", []
+        for i in range(count):
+            age, gender, _, image = person()
+            taken = 1990 + i % 30
+            path = f"{i % 100:02}/nm{i:07}_rm{i:09}_{taken - age}-1-15_{taken}.jpg"
+            save(image, folder / path)
+            born = np.datetime64(f"{taken - age:04}-01-15").astype(int) + 719529
+            # a few of the flaws of the original: no face, two faces, gender unknown
+            people.append((born, taken, path, np.nan if i % 50 == 1 else gender, f"Person {i // 2}",
+                           -np.inf if i % 50 == 2 else 4.0, 3.0 if i % 50 == 3 else np.nan))
+        table = {}
+        for name, values in zip(("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score"), zip(*people)):
+            table[name] = np.array([values], dtype=object if isinstance(values[0], str) else float)
+        savemat(folder / f"{crop}.mat", {crop: table})
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+def merge(parts: list[Faces], name: str) -> Faces:
+    """The rows of several sets as one, without their pixels."""
+    arrays = {key: np.concatenate([getattr(faces, key) for faces in parts]) for key in ("files", "age", "stdv", "gender", "emotion")}
+    reasons = dict.fromkeys(reason for faces in parts for reason in faces.dropped)
+    dropped = {reason: np.concatenate([faces.dropped[reason] for faces in parts if reason in faces.dropped]) for reason in reasons}
+    return replace(parts[0], name=name, dropped=dropped, pixels=None, **arrays)
+
+
+def describe(faces: Faces) -> list[str]:
+    """Lines on one decoded set: rows found, used, dropped by reason, and how the labels are spread."""
+    gone = sum(len(names) for names in faces.dropped.values())
+    lines = [f"{faces.name}: {len(faces) + gone:,} rows found, {len(faces):,} used, {gone:,} dropped"]
+    lines += [f"    dropped, {reason}: {len(names):,}" for reason, names in faces.dropped.items()]
+    ages = faces.age[known(faces, "age")]
+    if len(ages):
+        decades = np.bincount((ages // 10).astype(int))
+        lines.append(f"    age: mean {ages.mean():.1f} years; " + ", ".join(f"{10 * i}s {n:,}" for i, n in enumerate(decades) if n))
+    for task, names in (("gender", GENDERS), ("emotion", EMOTIONS)):
+        values = getattr(faces, task)
+        if known(faces, task).any():
+            counts = [f"{name} {(values == i).sum():,}" for i, name in enumerate(names)]
+            unknown = (values < 0).sum()
+            lines.append(f"    {task}: " + ", ".join(counts + [f"unknown {unknown:,}"] * bool(unknown)))
+    return lines
+
+
+def unreadable(faces: Faces) -> list[str]:
+    """A line for each reason that names the files which are missing or don't decode."""
+    return [f"{faces.name}: left out as {reason} ({len(names):,}): {', '.join(names)}"
+            for reason, names in faces.dropped.items() if reason.endswith(" file")]
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample` (default: data)")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="size at which images are decoded and kept (default: 224; 64 for the sample)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
+    args = parser.parse_args()
+    root = data_root(args.data)
+    size = args.image_size or (64 if args.data == "sample" else 224)
+    found = False
+    for split, tasks in SPLITS.items():
+        parts = []
+        for task in ([(task,) for task in tasks] if split == "cvpr2016" else [tasks]):
+            for subset in SUBSETS:
+                try:
+                    parts += load(root, split, subset, task, size, args.cache or root / ".cache")
+                except Missing as gap:
+                    print(gap)
+        if not parts:
+            continue
+        found = True
+        sets = dict.fromkeys(faces.name.rpartition(" ")[0] for faces in parts)
+        wholes = {name: [faces for faces in parts if faces.name.startswith(name)] for name in (split, *sets)}
+        for name, subsets in wholes.items():
+            if len(subsets) > 1:
+                print(*describe(merge(subsets, name)), sep="\n")
+        for faces in parts:
+            print(*describe(faces), *unreadable(faces), sep="\n")
+    if not found:
+        raise DataError(f"{root}: none of {', '.join(SPLITS)} is there; the README says how they lie on disk")
+
+
+if __name__ == "__main__":
+    script(main)

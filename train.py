@@ -1,0 +1,308 @@
+"""Train the network: age, gender and emotion together or alone.
+
+    python train.py --data sample --epochs 3                                  try it, no download
+    python train.py --split imdb-wiki --weights 1 1 0                         step 1: pretrain age and gender
+    python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all three tasks (also 1 0.1 1)
+    python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: age; 0 1 0 gender; 0 0 1 emotion
+    python train.py --resume checkpoints/RUN/last.pth                         go on with a run that was stopped
+    torchrun --nproc-per-node=4 train.py ...                                  the same on several GPUs
+"""
+import argparse
+import itertools
+import math
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import datasets
+import evaluate
+import model as models
+from datasets import TASKS, DataError
+
+SETTINGS = ("split", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size", "lr", "seed")     # what a resumed run must keep
+CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
+
+
+def number(kind: type, low: float, high: float = math.inf):
+    """An argparse type: a finite `kind` from `low` to `high`."""
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {low} to {high}" if high < math.inf else f"{text} is out of range; expected at least {low}")
+        return value
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
+    """The command line's settings and, with --resume, the checkpoint's content, whose settings are then the defaults."""
+    parser = datasets.Parser(__doc__)
+    parser.add_argument("--split", nargs="+", choices=datasets.SPLITS, default=["cvpr2016", "fer2013"], help="what to train on (default: cvpr2016 fer2013)")
+    parser.add_argument("--weights", nargs=3, type=number(float, 0), default=[1.0, 1.0, 1.0], metavar=("AGE", "GENDER", "EMOTION"),
+                        help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
+    parser.add_argument("--pretrained", metavar="FILE", help="weights to begin with, this project's or anybody's; what fits is loaded")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="last.pth of a run to go on with, under its settings")
+    parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
+    parser.add_argument("--image-size", type=number(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
+    parser.add_argument("--samples", type=number(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 400 for the sample)")
+    parser.add_argument("--epochs", type=number(int, 1), default=12, metavar="N", help="default: 12")
+    parser.add_argument("--batch-size", type=number(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
+    parser.add_argument("--lr", type=number(float, 1e-12), default=0.01, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.01)")
+    parser.add_argument("--seed", type=number(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network; slow to start, worth it for long runs")
+    parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="where the log goes (default: logs)")
+    parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="DIR", help="where RUN/last.pth and best.pth go (default: checkpoints)")
+    args, content = parser.parse_args(), None
+    if args.resume:
+        content = models.read_checkpoint(args.resume)
+        if not isinstance(content.get("training"), dict):
+            raise models.CheckpointError(f"{args.resume}: has no training state to go on from; expected a run's last.pth")
+        parser.set_defaults(data=content["data"], **content["settings"])
+        args = parser.parse_args()
+        if other := [name for name in SETTINGS if getattr(args, name) != content["settings"][name]]:
+            raise DataError(f"--{other[0].replace('_', '-')} is {getattr(args, other[0])}, the run's is {content['settings'][other[0]]}; "
+                            "leave it out to go on with the run, or begin a new one with --pretrained")
+    sample = args.data == "sample"
+    args.image_size = args.image_size or (64 if sample else 224)
+    args.samples = args.samples or (400 if sample else 28710)
+    args.split = list(dict.fromkeys(args.split))
+    if not any(args.weights):
+        parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
+    return args, content
+
+
+class Log:
+    """Timestamped lines, flushed one by one, to a file and to the terminal; of several processes only the first writes."""
+
+    def __init__(self, file: Path | None):
+        self.file = open(file, "a", encoding="utf-8") if file else None
+
+    def __call__(self, text: str) -> None:
+        if self.file:
+            line = f"[{datetime.now():%d.%m.%Y %H:%M:%S}] {text}"
+            for output in (self.file, sys.stdout):
+                print(line, file=output, flush=True)
+
+
+def start_run(name: str, logs: Path, checkpoints: Path) -> tuple[Path, Path]:
+    """A new run's checkpoint folder and log file; a run of the same second gets a number behind its name. Raises DataError."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        for again in itertools.count(2):
+            folder, log = checkpoints / name, logs / f"{name}.txt"
+            if not folder.exists() and not log.exists():
+                folder.mkdir(parents=True)
+                log.touch()
+                return folder, log
+            name = f"{name.removesuffix(f'-{again - 1}')}-{again}"
+    except OSError as error:
+        raise DataError(f"{error.filename}: can't be written ({error.strerror}); --logs and --checkpoints name other folders") from None
+
+
+def save(content: dict, file: Path) -> None:
+    """Write a checkpoint beside `file` and rename it over, so that a whole one is there at any instant. Raises DataError."""
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with open(partial, "wb") as output:
+            torch.save(content, output)
+            output.flush()
+            os.fsync(output.fileno())
+        partial.replace(file)
+    except (OSError, RuntimeError) as error:                # torch tells of a full disk by a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{file}: can't be written ({' '.join(str(error).split())}); what was there is left as it was") from None
+
+
+def rate_at(step: int, steps: int, highest: float) -> float:
+    """The learning rate of a step, of `steps` from 0 on: a linear warm-up over the first twentieth, then a cosine to 0."""
+    warm = max(1, steps // 20)
+    return highest * min((step + 1) / warm, (1 + math.cos(math.pi * max(0, step + 1 - warm) / (steps + 1 - warm))) / 2)
+
+
+def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weights decay, biases and BatchNorm's parameters don't."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": 5e-4}, {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, fused=True)
+
+
+def half_precision(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 at speed: GPUs from Ampere on, CPUs with AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets: list[datasets.Faces], pixels: list, args: argparse.Namespace,
+                device: torch.device, epoch: int, rank: int, world: int) -> dict:
+    """One epoch of training.
+
+    Args: network, the model as it is trained (compiled, distributed); sets, the faces, and pixels, `to_device` of them.
+    Returns: figures for the log, over all processes: lr, the epoch's highest; {task}_loss; gender_acc, emotion_acc in percent.
+    Raises: DataError where a loss is no number.
+    """
+    weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
+    pools = len({faces.pool for faces in sets})
+    steps = math.ceil(args.samples * pools / args.batch_size)
+    rates = [rate_at((epoch - 1) * steps + step, args.epochs * steps, args.lr) for step in range(steps)]
+    sums = torch.zeros((len(weights), 2), dtype=torch.float64, device=device)      # of losses and of right answers, by task
+    counts = dict.fromkeys(weights, 0)
+    seen = torch.zeros(steps, device=device)                # each step's loss
+    network.train()
+    batches = datasets.batches(sets, args.samples, args.batch_size, args.seed, epoch, rank, world)
+    for step, batch in enumerate(datasets.progress(batches, steps, f"epoch {epoch}", args.batch_size)):
+        images = [datasets.gather(data, rows, device) for data, rows in zip(pixels, batch.rows)]
+        labels = datasets.Labels(*(values.to(device, non_blocking=True) for values in batch.labels))
+        inputs = datasets.augment(images, args.image_size, batch.draws.to(device, non_blocking=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device)):
+            outputs = network(inputs, tuple(weights))
+        losses = models.losses(outputs, labels)
+        # the mean over the labels known in the whole step; times `world`, since DDP takes the mean over processes
+        loss = sum(weight * losses[task].sum() / max(batch.known[task], 1) for task, weight in weights.items()) * world
+        for group in optimizer.param_groups:
+            group["lr"] = rates[step]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            seen[step] = loss
+            for i, task in enumerate(weights):
+                sums[i, 0] += losses[task].sum()
+                if task != "age":
+                    sums[i, 1] += (outputs[task].argmax(1) == getattr(labels, task)).sum()
+                counts[task] += batch.known[task]
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+            if not torch.isfinite(seen).all():
+                wrong = int((~torch.isfinite(seen)).nonzero()[0])
+                raise DataError(f"the loss is no number at step {wrong + 1} of {steps} in epoch {epoch}; last.pth is that of epoch {epoch - 1}, a lower --lr may help")
+    if world > 1:
+        dist.all_reduce(sums)
+    figures = {"lr": max(rates)}
+    for task, (total, right) in zip(weights, sums.tolist()):
+        figures[f"{task}_loss"] = total / counts[task]
+        if task != "age":
+            figures[f"{task}_acc"] = 100 * right / counts[task]
+    return figures
+
+
+def load_sets(args: argparse.Namespace, tasks: list[str], subset: str) -> list[datasets.Faces]:
+    """The sets of the chosen splits that serve `tasks`. Raises DataError where one is not there."""
+    root = datasets.data_root(args.data)
+    sets = []
+    for split in args.split:
+        if own := [task for task in tasks if task in datasets.SPLITS[split]]:
+            sets += datasets.load(root, split, subset, own, args.image_size, args.cache or root / ".cache")
+    return sets
+
+
+def main() -> int | None:
+    args, resumed = parse_arguments()
+    tasks = [task for task, weight in zip(TASKS, args.weights) if weight]
+    if unserved := [task for task in tasks if not any(task in datasets.SPLITS[split] for split in args.split)]:
+        raise DataError(f"--split {' '.join(args.split)} has no labels for {unserved[0]}, whose weight is not 0")
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if args.batch_size < 2 * world or args.samples < 2 * world:
+        raise DataError(f"--batch-size and --samples: at least 2 for each of {world} processes are needed")
+    local = os.environ.get("LOCAL_RANK") if args.device in (None, "cuda") and torch.cuda.is_available() else None
+    device = evaluate.pick_device(f"cuda:{local}" if local else args.device)
+
+    torch.manual_seed(args.seed)
+    model = models.FaceNet()
+    begun = models.load_weights(model, args.pretrained) if args.pretrained and not resumed else None
+    sets, valid = load_sets(args, tasks, "train"), load_sets(args, tasks, "valid")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    if world > 1:                       # only now: while one process decodes, the others wait for the cache, however long
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    model.to(device, memory_format=torch.channels_last)
+    for task in set(TASKS) - set(tasks):
+        getattr(model, task).requires_grad_(False)
+    optimizer = make_optimizer(model, args.lr)
+    best, first = math.inf, 1
+    rows = {faces.name: len(faces) for faces in (*sets, *valid)}
+    if resumed:
+        training = resumed["training"]
+        if rows != training["rows"]:
+            raise DataError(f"{args.data}: its data changed since the run began, from {training['rows']} to {rows} faces")
+        try:
+            model.load_state_dict(resumed["model"])
+            optimizer.load_state_dict(training["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise models.CheckpointError(f"{args.resume}: not this network's ({' '.join(str(error).split())[:200]})") from None
+        best, first = training["best"], resumed["epoch"] + 1
+        if first > args.epochs:
+            raise DataError(f"{args.resume}: the run is finished, at epoch {args.epochs} of {args.epochs}")
+
+    folder = log_file = None
+    if rank == 0:
+        if resumed:
+            folder = args.resume.parent
+            log_file = args.logs / f"{folder.resolve().name}.txt"
+            args.logs.mkdir(parents=True, exist_ok=True)
+        else:
+            weights = [f"{weight:g}" for weight in args.weights]
+            folder, log_file = start_run(f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{'-'.join(weights)}", args.logs, args.checkpoints)
+    log = Log(log_file)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    shown = {"data": args.data, **settings, "weights": [f"{weight:g}" for weight in args.weights]}
+    if resumed:
+        log(f"resumed after epoch {first - 1}")
+    log("train.py " + " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+                               for name, value in shown.items() if value is not None))
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    log(f"torch {torch.__version__}, {kind}, {'bfloat16' if half_precision(device) else 'float32'}, {world} process{'es' * (world > 1)}")
+    if args.data == "sample":
+        log("the sample's faces are drawn: its figures mean nothing")
+    for faces in (*sets, *valid):
+        log(datasets.describe(faces)[0])
+        for line in datasets.unreadable(faces):
+            log(line)
+    if begun:
+        log(begun)
+
+    network = torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None) if args.compile else model
+    if world > 1:
+        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def checkpoint(epoch: int, metrics: dict) -> dict:
+        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        return {"model": model.state_dict(), "image_size": args.image_size, "tasks": tasks, **evaluate.description(),
+                "epoch": epoch, "metrics": figures, "data": args.data, "settings": settings}
+    if rank == 0 and not resumed:
+        training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows}
+        save({**checkpoint(0, {}), "training": training}, folder / "last.pth")
+    pixels = datasets.to_device(sets, device)
+    try:
+        for epoch in range(first, args.epochs + 1):
+            figures = train_epoch(network, optimizer, sets, pixels, args, device, epoch, rank, world)
+            metrics = evaluate.evaluate(model, valid, args.image_size, tasks, device, rank=rank, world=world)
+            if rank > 0:
+                continue
+            figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
+            for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
+                log(line)
+            if (error := evaluate.mean_error(metrics)) < best:
+                best = error
+                save(checkpoint(epoch, metrics), folder / "best.pth")
+            training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows}
+            save({**checkpoint(epoch, metrics), "training": training}, folder / "last.pth")
+    except KeyboardInterrupt:
+        log(f"stopped in epoch {epoch}; go on with: python train.py --resume {folder / 'last.pth' if folder else ''}")
+        return 130
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    if rank == 0:
+        log(f"the best epoch is in {folder / 'best.pth'}")
+    return None
+
+
+if __name__ == "__main__":
+    datasets.script(main, models.CheckpointError)
