@@ -651,40 +651,39 @@ def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -
         draw.ellipse((x + dx - rx, y + dy - ry, x + dx + rx, y + dy + ry), fill=fill)
     image = Image.new("RGB", (128, 128), colour(*rng.uniform(90, 200, 3)))
     draw = ImageDraw.Draw(image)
-    dx, dy = rng.uniform(-5, 5, 2)
-    dark = (30, 20, 20)
-    skin = colour(*(np.array([236, 190, 160]) * rng.uniform(0.7, 1.05)))
+    dx, dy = rng.uniform(-4, 4, 2)
+    dark, red = (30, 20, 20), (150, 20, 40)
+    skin = colour(*(np.array([236, 190, 160]) * rng.uniform(0.75, 1.05)))
     old = age / OLDEST
     hair = colour(*(np.array([50, 35, 25]) * (1 - old) + np.array([245, 245, 245]) * old))
-    oval(64, 50, 46, 44, hair)
+    oval(64, 50, 48, 46, hair)
     if gender == 0:
-        draw.rectangle((18 + dx, 50 + dy, 110 + dx, 128), fill=hair)
-    oval(64, 68, 37, 46, skin)
+        draw.rectangle((16 + dx, 50 + dy, 112 + dx, 128), fill=hair)
+    oval(64, 68, 40, 52, skin)
     for i in range(round(old * 8)):                         # a wrinkle for every twelve years or so
-        line((42, 34 + 3 * i), (86, 34 + 3 * i), width=1)
-    if gender == 1:
-        oval(64, 106, 24, 12, dark)
-    wide = {2: 9, 5: 8}.get(emotion, 5)                     # fear and surprise open the eyes
-    for x in (48, 80):
-        oval(x, 66, 7, wide, "white")
-        oval(x, 66, 3, 4, dark)
-    slope = {0: 6, 2: -5, 4: -7, 5: 0, 1: 3}.get(emotion, 0)
-    brow = 56 - (5 if emotion in (2, 5) else 0)
-    line((40, brow - slope), (56, brow + slope), width=4)
-    line((72, brow + slope), (88, brow - slope), width=4)
-    red, box = (170, 40, 50), (46 + dx, 78 + dy, 82 + dx, 102 + dy)
-    if emotion == 3:
-        draw.chord(box, 0, 180, fill=red)                   # happy: a laugh
-    elif emotion == 4:
-        draw.arc((46 + dx, 92 + dy, 82 + dx, 112 + dy), 180, 360, fill=red, width=5)
-    elif emotion == 5:
-        oval(64, 96, 9, 12, red)
-    elif emotion == 2:
-        draw.rectangle((46 + dx, 90 + dy, 82 + dx, 101 + dy), fill="white", outline=red, width=3)
-    elif emotion == 1:
-        draw.line([(46 + dx, 100 + dy), (58 + dx, 90 + dy), (70 + dx, 100 + dy), (82 + dx, 90 + dy)], fill=red, width=5)
-    else:
-        draw.line([(46 + dx, 95 + dy), (82 + dx, 95 + dy)], fill=red, width=8 if emotion == 0 else 4)
+        line((42, 24 + 3 * i), (86, 24 + 3 * i), width=1)
+    if gender == 1:                                         # a beard around the mouth
+        draw.chord((24 + dx, 16 + dy, 104 + dx, 120 + dy), 0, 180, fill=(60, 40, 30))
+        oval(64, 92, 26, 22, skin)
+    wide = {2: 11, 5: 10, 1: 4, 3: 5}.get(emotion, 7)       # fear and surprise open the eyes
+    for x in (46, 82):
+        oval(x, 64, 9, wide, "white")
+        oval(x, 64, 4, 4, dark)
+    slope, brow = {0: 7, 1: 3, 2: -6, 4: -7}.get(emotion, 0), 46 if emotion in (2, 5) else 52
+    line((36, brow - slope), (56, brow + slope), width=5)
+    line((72, brow + slope), (92, brow - slope), width=5)
+    if emotion == 3:                                        # happy: a laugh
+        draw.chord((42 + dx, 70 + dy, 86 + dx, 108 + dy), 0, 180, fill=red)
+    elif emotion == 4:                                      # sad: corners down
+        draw.arc((42 + dx, 86 + dy, 86 + dx, 122 + dy), 190, 350, fill=red, width=7)
+    elif emotion == 5:                                      # surprise: round
+        oval(64, 95, 12, 16, red)
+    elif emotion == 2:                                      # fear: teeth
+        draw.rectangle((42 + dx, 82 + dy, 86 + dx, 104 + dy), fill="white", outline=red, width=4)
+    elif emotion == 1:                                      # disgust: wavy
+        line((42, 100), (53, 86), (64, 100), (75, 86), (86, 100), width=7)
+    else:                                                   # angry: broad and dark; neutral: a thin line
+        line((44, 94), (84, 94), width=13 if emotion == 0 else 4)
     return image
 
 
