@@ -37,8 +37,8 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet, which torchvision's own weights expect
 CACHE_FORMAT = 1                                            # counts up when decoded images change, so that no old one is used
 
-# a picture of over 90 megapixels is refused unread, where Pillow would only warn
-warnings.simplefilter("error", Image.DecompressionBombWarning)
+MOST_PIXELS = 90_000_000                                    # a larger picture is refused unread
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)      # Pillow's own word on it
 
 
 class DataError(Exception):
@@ -393,9 +393,11 @@ def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
 
     Args: file, an image that Pillow reads (EXIF orientation, palette, grey, alpha, CMYK, 16 bits are all taken care of).
     Returns: (size, size, 3) uint8, or (size, size, 1) where grey.
-    Raises: whatever Pillow raises on what is not an image, is truncated, or has more than 90 megapixels.
+    Raises: ValueError where it has over 90 megapixels; whatever Pillow raises on what is not an image, or is truncated.
     """
     with Image.open(file) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most {MOST_PIXELS // 10 ** 6} megapixels")
         image.draft(None, (2 * size, 2 * size))             # a large JPEG is decoded at a fraction of its size
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import math
 import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--image-size", type=number(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
-    parser.add_argument("--samples", type=number(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 800 for the sample)")
+    parser.add_argument("--samples", type=number(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 1000 for the sample)")
     parser.add_argument("--epochs", type=number(int, 1), default=12, metavar="N", help="default: 12")
     parser.add_argument("--batch-size", type=number(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
     parser.add_argument("--lr", type=number(float, 1e-12), default=0.01, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.01)")
@@ -70,7 +71,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
                             "leave it out to go on with the run, or begin a new one with --pretrained")
     sample = args.data == "sample"
     args.image_size = args.image_size or (64 if sample else 224)
-    args.samples = args.samples or (800 if sample else 28710)
+    args.samples = args.samples or (1000 if sample else 28710)
     args.split = list(dict.fromkeys(args.split))
     if not any(args.weights):
         parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
@@ -78,10 +79,15 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
 
 
 class Log:
-    """Timestamped lines, flushed one by one, to a file and to the terminal; of several processes only the first writes."""
+    """Timestamped lines, flushed one by one, to a file and to the terminal; of several processes only the first writes.
 
-    def __init__(self, file: Path | None):
+    A resumed run's log is cut back to the `size` in bytes that it had when the checkpoint was saved.
+    """
+
+    def __init__(self, file: Path | None, size: int | None = None):
         self.file = open(file, "a", encoding="utf-8") if file else None
+        if file and size is not None and file.stat().st_size > size:
+            os.truncate(file, size)
 
     def __call__(self, text: str) -> None:
         if self.file:
@@ -108,6 +114,8 @@ def start_run(name: str, logs: Path, checkpoints: Path) -> tuple[Path, Path]:
 def save(content: dict, file: Path) -> None:
     """Write a checkpoint beside `file` and rename it over, so that a whole one is there at any instant. Raises DataError."""
     partial = file.with_name(file.name + ".partial")
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(None))      # Ctrl-C waits for the file to be whole
     try:
         with open(partial, "wb") as output:
             torch.save(content, output)
@@ -117,6 +125,10 @@ def save(content: dict, file: Path) -> None:
     except (OSError, RuntimeError) as error:                # torch tells of a full disk by a RuntimeError
         partial.unlink(missing_ok=True)
         raise DataError(f"{file}: can't be written ({' '.join(str(error).split())}); what was there is left as it was") from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
@@ -249,7 +261,7 @@ def main() -> int | None:
         else:
             weights = [f"{weight:g}" for weight in args.weights]
             folder, log_file = start_run(f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{'-'.join(weights)}", args.logs, args.checkpoints)
-    log = Log(log_file)
+    log = Log(log_file, resumed["training"]["log_size"] if resumed else None)
     settings = {name: getattr(args, name) for name in SETTINGS}
     shown = {"data": args.data, **settings, "weights": [f"{weight:g}" for weight in args.weights]}
     if resumed:
@@ -271,28 +283,33 @@ def main() -> int | None:
     if world > 1:
         network = torch.nn.parallel.DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
-    def checkpoint(epoch: int, metrics: dict) -> dict:
+    def keep(epoch: int, metrics: dict, better: bool) -> None:
+        """Save the run as it is after an epoch: last.pth and, if it is the best so far, best.pth."""
         figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        return {"model": model.state_dict(), "image_size": args.image_size, "tasks": tasks, **evaluate.description(),
-                "epoch": epoch, "metrics": figures, "data": args.data, "settings": settings}
+        content = {"model": model.state_dict(), "image_size": args.image_size, "tasks": tasks, **evaluate.description(),
+                   "epoch": epoch, "metrics": figures, "data": args.data, "settings": settings}
+        if better:
+            save(content, folder / "best.pth")
+        training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows, "log_size": log_file.stat().st_size}
+        save({**content, "training": training}, folder / "last.pth")
     if rank == 0 and not resumed:
-        training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows}
-        save({**checkpoint(0, {}), "training": training}, folder / "last.pth")
+        keep(0, {}, False)              # shows that it can be written, and is there if the first epoch fails
     pixels = datasets.to_device(sets, device)
     try:
         for epoch in range(first, args.epochs + 1):
             figures = train_epoch(network, optimizer, sets, pixels, args, device, epoch, rank, world)
+            if world > 1:               # each process has kept its own BatchNorm statistics; the first one's count
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
             metrics = evaluate.evaluate(model, valid, args.image_size, tasks, device, rank=rank, world=world)
             if rank > 0:
                 continue
             figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
             for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
                 log(line)
-            if (error := evaluate.mean_error(metrics)) < best:
-                best = error
-                save(checkpoint(epoch, metrics), folder / "best.pth")
-            training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows}
-            save({**checkpoint(epoch, metrics), "training": training}, folder / "last.pth")
+            error = evaluate.mean_error(metrics)
+            better, best = error < best, min(error, best)
+            keep(epoch, metrics, better)
     except KeyboardInterrupt:
         log(f"stopped in epoch {epoch}; go on with: python train.py --resume {folder / 'last.pth' if folder else ''}")
         return 130

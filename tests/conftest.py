@@ -1,0 +1,72 @@
+"""What the tests share: the scripts as a user runs them, the drawn sample, one trained run."""
+import contextlib
+import importlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import datasets  # noqa: E402
+import model as models  # noqa: E402
+
+
+def run(script: str, *args, cwd: Path, status: int = 0, launcher: tuple = (), **options) -> subprocess.CompletedProcess:
+    """Run a script of the project in `cwd`; its exit status must be `status`, and if that is 2, stderr must be one line.
+
+    In this process, which saves the seconds that importing torch takes; with a launcher or options of subprocess.run, in one of its own.
+    """
+    args = list(map(str, args))
+    if launcher or options:
+        command = [*map(str, launcher or (sys.executable,)), str(ROOT / script), *args]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    else:
+        out, err = io.StringIO(), io.StringIO()
+        module = importlib.import_module(script.removesuffix(".py"))
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", [script, *args])
+            patch.chdir(cwd)
+            with pytest.raises(SystemExit) as ended:
+                datasets.script(module.main, models.CheckpointError)
+        done = subprocess.CompletedProcess([script, *args], ended.value.code or 0, out.getvalue(), err.getvalue())
+    assert done.returncode == status, f"{done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    if status == 2:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+    return done
+
+
+def figures(log: Path) -> list[str]:
+    """A log's lines without their times and without what differs between runs of the same settings: the figures."""
+    texts = [re.sub(r"^\[.*?\] ", "", line) for line in log.read_text().splitlines()]
+    return [text for text in texts if re.match(r"lr :|Train epoch| {10}|\[Valid\]|----", text)]
+
+
+def picture(path: Path, seed: int = 0, size: tuple = (20, 20)) -> Path:
+    """A small JPEG or PNG of noise at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory) -> Path:
+    """A working folder with data/sample in it."""
+    folder = tmp_path_factory.mktemp("work")
+    datasets.build_once(folder / "data/sample", datasets.draw_sample)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(work) -> Path:
+    """The log of a run of all three tasks on the sample, two epochs; its checkpoints lie under work/checkpoints."""
+    run("train.py", "--data", "sample", "--epochs", 2, cwd=work, env=None)
+    (log,) = (work / "logs").glob("*.txt")
+    return log

@@ -1,0 +1,234 @@
+"""Metrics, logs, the table, predictions."""
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import evaluate
+import model as models
+from conftest import picture, run
+from datasets import DataError
+from evaluate import Predictions
+
+# the log in the document that this project implements
+SEED_LOG = """\
+[25.03.2019 20:56:57] lr : 0.01
+[25.03.2019 20:56:57] Train epoch    12:
+[25.03.2019 20:56:57]           gender_loss: 0.004286306880591927
+[25.03.2019 20:56:57]           age_loss: 4.351883343876301
+[25.03.2019 20:56:57]           emotion_loss: 0
+[25.03.2019 20:56:57] 
+
+[25.03.2019 20:56:57]           gender_acc: 99.83629397422501
+[25.03.2019 20:56:57]           emotion_acc: 0
+[25.03.2019 20:59:29] [Valid] age mae: 12.487859796083074
+[25.03.2019 20:57:06]           val_gender_loss: 0.7626899842100223
+[25.03.2019 20:57:06]           val_age_loss: 4.574302972458863
+[25.03.2019 20:57:06]           val_emotion_loss: 0
+[25.03.2019 20:57:06] 
+
+[25.03.2019 20:57:06]           val_gender_acc: 87.21448467116502
+[25.03.2019 20:57:06]           val_emotion_acc: 0
+[25.03.2019 20:57:06] ---------------
+"""
+
+
+def faces(**labels):
+    count = len(next(iter(labels.values())))
+    return datasets.make_faces("made valid", "made", None, [f"{i}.jpg" for i in range(count)], **labels)
+
+
+# ---- metrics
+
+def test_metrics_by_hand():
+    sets = [faces(age=[10, 25, np.nan, 29], stdv=[2, np.nan, 1, 4], gender=[0, 1, 1, -1]), faces(emotion=[0, 0, 6])]
+    guesses = [Predictions(age=np.array([12.0, 20, 99, 30]), gender=np.array([0, 0, 1, 1])), Predictions(emotion=np.array([0, 3, 6]))]
+    metrics = evaluate.score(sets, guesses)
+    assert metrics["age_mae"] == pytest.approx((2 + 5 + 1) / 3)
+    assert metrics["mae_by_decade"] == {10: (1, 2.0), 20: (2, 3.0)}
+    assert metrics["chalearn_error"] == pytest.approx(((1 - np.exp(-0.5)) + (1 - np.exp(-1 / 32))) / 2)
+    assert metrics["gender_acc"] == pytest.approx(200 / 3) and metrics["gender_confusion"].tolist() == [[1, 0], [1, 1]]
+    assert metrics["emotion_acc"] == pytest.approx(200 / 3)
+    assert metrics["emotion_confusion"][0].tolist() == [1, 0, 0, 1, 0, 0, 0] and metrics["emotion_confusion"].sum() == 3
+    text = evaluate.report(metrics)
+    assert f"age mae: {metrics['age_mae']}" in text and "chalearn error" in text
+    assert re.search(r"\| angry +\| +2 \| +50.0 \|", text) and re.search(r"\| disgust +\| +0 \| +- \|", text)
+
+
+def test_chalearn_error_where_all_guessed_the_same_age():
+    assert evaluate.score([faces(age=[20, 20], stdv=[0, 0])], [Predictions(age=np.array([20.0, 21]))])["chalearn_error"] == 0.5
+
+
+def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypatch):
+    torch.manual_seed(0)
+    network = models.FaceNet().eval()
+    rng = np.random.default_rng(0)
+    sets = [faces(age=np.arange(70) % 50), faces(gender=np.arange(33) % 2)]
+    for each in sets:
+        each.pixels = rng.integers(0, 255, (len(each), 16, 16, 3), np.uint8)
+    cpu = torch.device("cpu")
+    whole = evaluate.predict(network, sets, 16, ("age", "gender"), cpu)
+    sums = []
+    monkeypatch.setattr(evaluate.dist, "all_reduce", lambda results: sums.append(results.clone()))
+    for rank in range(2):
+        evaluate.predict(network, sets, 16, ("age", "gender"), cpu, rank=rank, world=2)
+    both = sums[0] + sums[1]
+    assert ((sums[0][:, 0] == 0) != (sums[1][:, 0] == 0)).all()
+    np.testing.assert_array_equal(both[:70, 0].numpy(), whole[0].age)
+    np.testing.assert_array_equal(both[70:, 2].numpy(), whole[1].gender)
+    mirrored = evaluate.predict(network, sets, 16, ("age",), cpu, tta=True)
+    assert (mirrored[0].age != whole[0].age).any()
+
+
+# ---- logs
+
+def test_seed_log_reads_back_and_is_written_to_the_letter(tmp_path):
+    (tmp_path / "seed.txt").write_text(SEED_LOG)
+    command, (epoch,) = evaluate.read_log(tmp_path / "seed.txt")
+    assert command == "" and epoch["epoch"] == 12 and epoch["lr"] == 0.01 and epoch["age_loss"] == 4.351883343876301
+    assert epoch["age_mae"] == 12.487859796083074 and epoch["val_gender_acc"] == 87.21448467116502 and epoch["val_emotion_acc"] == 0
+    measured = {name: value for name, value in epoch.items() if value}
+    stamps = re.findall(r"^\[.*?\] ", SEED_LOG, re.MULTILINE)
+    assert "".join(f"{stamp}{line}\n" for stamp, line in zip(stamps, evaluate.epoch_lines(measured), strict=True)) == SEED_LOG
+    assert re.search(r"\| ResNet-18-Age-Gender +\| +12.49 \| +87.21 \| +\| +\| +0.01 \|", evaluate.results_table(tmp_path))
+
+
+def test_log_of_a_run_that_was_killed_and_resumed(tmp_path):
+    once = "".join(f"[01.01.2026 00:00:00] {line}\n" for line in evaluate.epoch_lines(
+        {"lr": 0.01, "epoch": 1, "emotion_loss": 1.0, "emotion_acc": 40.0, "val_emotion_loss": 1.5, "val_emotion_acc": 50.0}))
+    (tmp_path / "a.txt").write_text(once[:len(once) // 2] + "\n" + once.replace("50.0", "51.0") + once.replace("50.0", "52.0") + once[:90])
+    _, epochs = evaluate.read_log(tmp_path / "a.txt")
+    assert [epoch["val_emotion_acc"] for epoch in epochs] == [52.0]
+
+
+def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
+    def log(name, command, *epochs):
+        lines = [command] if command else []
+        for i, values in enumerate(epochs, 1):
+            lines += evaluate.epoch_lines({"lr": 0.01, "epoch": i, **values})
+        (tmp_path / name).write_text("".join(f"[01.01.2026 00:00:00] {line}\n" for line in lines))
+    log("1.txt", "train.py --data data --split imdb-wiki --weights 1 1 0 --lr 0.03", {"age_mae": 6.0, "val_gender_acc": 90.0})
+    log("2.txt", "train.py --data data --split cvpr2016 fer2013 --weights 1 0.1 1 --lr 0.01",
+        {"age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0}, {"age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
+    log("3.txt", "train.py --data sample --split fer2013 --weights 0 0 1 --lr 0.02", {"val_emotion_acc": 60.0}, {"val_emotion_acc": 70.123})
+    log("4.txt", "train.py --data data")
+    done = run("evaluate.py", "--logs", tmp_path, cwd=tmp_path)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert rows[0] == ["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"]
+    assert [row[0] for row in rows[2:7]] == [f"ResNet-18-{name} (seed)" for name in ("Age-Gender-Emotion", "Age-Gender-Emotion", "Age", "Gender", "Emotion")]
+    assert rows[7:] == [["ResNet-18-Age-Gender (imdb-wiki)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
+                        ["ResNet-18-Age-Gender-Emotion", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
+                        ["ResNet-18-Emotion (drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
+    assert "4.txt: no finished epoch" in done.stderr
+    assert "no logs" in run("evaluate.py", "--logs", tmp_path / "nowhere", cwd=tmp_path, status=2).stderr
+
+
+# ---- on the sample
+
+@pytest.mark.parametrize("split", ["cvpr2016", "fer2013"])
+def test_figures_equal_the_logs_to_the_last_digit_and_predictions_score_the_same(trained, work, split):
+    best = trained.read_text().count("Train epoch")
+    assert best == 2
+    text = run("evaluate.py", "--data", "sample", "--split", split, "--save-predictions", "p.csv", cwd=work).stdout
+    epoch = int(re.search(r"best.pth: epoch (\d)", text)[1])
+    logged = evaluate.read_log(trained)[1][epoch - 1]
+    shown = {name: float(value) for name, value in re.findall(r"^([\w ]+): ([\d.]+)$", text, re.MULTILINE)}
+    names = {"cvpr2016": ("age_mae", "gender_acc", "gender_loss", "age_loss"), "fer2013": ("emotion_acc", "emotion_loss")}[split]
+    for name in names:
+        assert shown[name.replace("age_mae", "age mae")] == logged[name if name == "age_mae" else f"val_{name}"], name
+    scored = run("evaluate.py", "--data", "sample", "--split", split, "--predictions", "p.csv", cwd=work).stdout
+    same = [line for line in text.splitlines() if "_loss" not in line and "best.pth" not in line]
+    assert scored.splitlines() == same
+    tta = run("evaluate.py", "--data", "sample", "--split", split, "--tta", cwd=work).stdout
+    assert "mean of image and mirror image (--tta)" in tta
+
+
+def test_predictions_missing_doubled_unknown_or_senseless(tmp_path, work):
+    (sets,) = datasets.load(work / "data/sample", "fer2013", "valid", ["emotion"], 48, work / "data/sample/.cache")
+    rows = [[str(i), name] for i, name in enumerate(np.array(datasets.EMOTIONS)[sets.emotion])]
+
+    def scored(rows, header=("image", "emotion"), split="fer2013", status=2):
+        with open(tmp_path / "p.csv", "w", newline="") as table:
+            csv.writer(table).writerows([header, *rows])
+        return run("evaluate.py", "--data", "sample", "--split", split, "--predictions", tmp_path / "p.csv", cwd=work, status=status)
+    assert "emotion_acc: 100.0" in scored(rows, status=0).stdout
+    assert "1 missing: 3" in scored(rows[:3] + rows[4:]).stderr
+    assert "1 doubled: 7" in scored(rows + [rows[7]]).stderr
+    assert "2 no image of this split: 140, x" in scored(rows + [["140", "sad"], ["x", "sad"]]).stderr
+    assert "line 2: emotion is 'glad'" in scored([["0", "glad"]] + rows[1:]).stderr
+    assert "line 2: emotion is '7'" in scored([["0", "7"]] + rows[1:]).stderr
+    assert "no column age, gender or emotion" in scored(rows, ("image", "mood")).stderr
+    assert "unknown or doubled column face" in scored([row + ["1"] for row in rows], ("image", "emotion", "face")).stderr
+
+
+def test_predictions_of_one_task_need_only_its_images(work, tmp_path):
+    with open(work / "data/sample/cvpr2016/age/valid_gt.csv") as table:
+        rows = [(f"age/valid/{row['image']}", float(row["mean"]) + 2) for row in csv.DictReader(table)]
+    with open(tmp_path / "p.csv", "w", newline="") as table:
+        csv.writer(table).writerows([("image", "age"), *rows])
+    text = run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--predictions", tmp_path / "p.csv", cwd=work).stdout
+    assert "age mae: 2.0\n" in text and "gender_acc" not in text
+
+
+# ---- pictures
+
+def test_pictures(trained, work, tmp_path):
+    picture(tmp_path / "faces/a.jpg")
+    picture(tmp_path / "faces/deeper/b.png", 1, (50, 30))
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", cwd=work)
+    assert len(re.findall(r"[ab]\.(jpg|png): age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", done.stdout)) == 2
+    assert "the whole picture is taken as the face's crop" in done.stdout
+    with open(tmp_path / "p.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["image"] for row in rows] == [str(tmp_path / "faces/a.jpg"), str(tmp_path / "faces/deeper/b.png")]
+    assert list(rows[0]) == ["image", "age", "gender", "gender_probability", "emotion", "emotion_probability"]
+    done = run("evaluate.py", "-", cwd=work, status=1, input=f"{tmp_path}/broken.jpg\n{tmp_path}/faces/a.jpg\n")
+    assert "broken.jpg: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr and "a.jpg: age" in done.stdout
+
+
+def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
+    run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--save-predictions", "q.csv", cwd=work)
+    with open(work / "q.csv") as table:
+        row = next(csv.DictReader(table))
+    done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], cwd=work)
+    assert f"age {float(row['age']):.1f} years, {row['gender']}" in done.stdout
+
+
+# ---- mistakes
+
+@pytest.mark.parametrize("arguments, expected", [
+    ([], "expected one of"), (["--split", "cvpr2016", "x.jpg"], "expected one of"), (["--split", "lfw"], "invalid choice"),
+    (["--split", "fer2013", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"), (["--split", "fer2013"], "no run's best.pth"),
+    (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
+    (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv: not a readable CSV"),
+    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"),
+])
+def test_mistakes_get_a_line(arguments, expected, tmp_path, work):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample").symlink_to(work / "data/sample")
+    assert expected in run("evaluate.py", *arguments, cwd=tmp_path, status=2).stderr
+
+
+def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
+    (best,) = (work / "checkpoints").glob("*/best.pth")
+    content = torch.load(best, weights_only=True)
+    for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"), ({"image_size": 10**9}, "an image size of"),
+                             ({"model": {"x": torch.zeros(1)}}, "not this network's"), ({"tasks": []}, "for tasks")):
+        torch.save(content | change, tmp_path / "c.pth")
+        with pytest.raises(models.CheckpointError, match=expected):
+            evaluate.open_checkpoint(tmp_path / "c.pth")
+    torch.save(models.FaceNet().state_dict(), tmp_path / "c.pth")
+    with pytest.raises(models.CheckpointError, match="not a checkpoint of this project.*--pretrained"):
+        evaluate.open_checkpoint(tmp_path / "c.pth")
+    torch.save(content | {"tasks": ["age"]}, tmp_path / "c.pth")
+    assert "trained for age" in run("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth", cwd=work, status=2).stderr
+
+
+def test_help_shows_the_commands(tmp_path):
+    for script in ("train.py", "evaluate.py", "datasets.py"):
+        text = run(script, "--help", cwd=tmp_path).stdout
+        assert f"python {script}" in text and "default" in text

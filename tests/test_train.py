@@ -1,0 +1,234 @@
+"""Training for real on the drawn sample: learning, logs, resuming, several processes, mistakes."""
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import datasets
+import evaluate
+import model as models
+import train
+from conftest import ROOT, figures, run
+
+SMALL = ("--data", "sample", "--image-size", 32, "--samples", 100, "--batch-size", 32)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+@pytest.fixture
+def place(work, tmp_path):
+    """A fresh working folder with the sample in it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample").symlink_to(work / "data/sample")
+    return tmp_path
+
+
+def the_log(place):
+    (log,) = (place / "logs").glob("*.txt")
+    return log
+
+
+def test_two_epochs_learn_all_three_tasks(trained):
+    command, epochs = evaluate.read_log(trained)
+    assert command.startswith("train.py --data sample --split cvpr2016 fer2013 --weights 1 1 1 ")
+    last = epochs[-1]
+    assert last["age_mae"] < 12 and last["val_gender_acc"] > 75 and last["val_emotion_acc"] > 35         # chance: 24 years, 50 %, 14 %
+    assert epochs[0]["lr"] == 0.01 > epochs[1]["lr"]
+    assert "its figures mean nothing" in trained.read_text()
+
+
+def test_log_has_the_documented_lines(trained):
+    stamp = r"\[\d\d\.\d\d\.\d{4} \d\d:\d\d:\d\d\] "
+    number = r"\d+\.\d+(e-\d+)?"
+    block = "".join(f"{stamp}{line}\n" for line in (
+        f"lr : {number}", r"Train epoch     \d:", *(f" {{10}}{task}_loss: {number}" for task in ("gender", "age", "emotion")), "\n",
+        *(f" {{10}}{task}_acc: {number}" for task in ("gender", "emotion")), rf"\[Valid\] age mae: {number}",
+        *(f" {{10}}val_{task}_loss: {number}" for task in ("gender", "age", "emotion")), "\n",
+        *(f" {{10}}val_{task}_acc: {number}" for task in ("gender", "emotion")), "-" * 15))
+    assert len(re.findall(block, trained.read_text())) == 2
+    assert re.fullmatch(r"\d{8}-\d{6}_cvpr2016\+fer2013_1-1-1\.txt", trained.name)
+
+
+def test_killed_in_mid_epoch_and_resumed_equals_a_run_never_stopped(place):
+    run("train.py", *SMALL, "--epochs", 3, cwd=place)
+    whole = figures(the_log(place))
+    shutil.rmtree(place / "logs")
+    shutil.rmtree(place / "checkpoints")
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, SMALL), "--epochs", "3"], cwd=place, stdout=subprocess.DEVNULL)
+    while not list(place.glob("logs/*.txt")) or the_log(place).read_text().count("-" * 15) < 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)                                         # some steps into the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (last,) = place.glob("checkpoints/*/last.pth")
+    assert torch.load(last, weights_only=True)["epoch"] < 3
+    run("train.py", "--resume", last, cwd=place)
+    log = the_log(place)
+    assert figures(log) == whole and len(evaluate.read_log(log)[1]) == 3
+    assert "resumed after epoch" in log.read_text()
+
+
+def test_resuming_cuts_the_log_back_to_the_checkpoint(place):
+    run("train.py", *SMALL, "--epochs", 1, cwd=place)
+    (last,) = place.glob("checkpoints/*/last.pth")
+    content = torch.load(last, weights_only=True)
+    content["settings"]["epochs"] = 2
+    torch.save(content, last)
+    with open(the_log(place), "a") as log:                  # as if the run had been killed after an epoch's figures, before its checkpoint
+        log.write(the_log(place).read_text())
+    run("train.py", "--resume", last, cwd=place)
+    assert [figures["epoch"] for figures in evaluate.read_log(the_log(place))[1]] == [1, 2]
+    assert the_log(place).read_text().count("Train epoch") == 2
+
+
+def test_same_seed_same_log(place):
+    for seed in (5, 5, 6):
+        run("train.py", *SMALL, "--weights", 0, 0, 1, "--epochs", 1, "--seed", seed, "--logs", place / str(seed), cwd=place)
+    first, second = map(figures, sorted((place / "5").glob("*.txt")))
+    assert first == second != figures(next((place / "6").glob("*.txt")))
+
+
+def test_resume_with_other_settings_or_without_state(trained, work):
+    (last,) = (work / "checkpoints").glob("*/last.pth")
+    assert "--epochs is 3, the run's is 2" in run("train.py", "--resume", last, "--epochs", 3, cwd=work, status=2).stderr
+    assert "--weights is" in run("train.py", "--resume", last, "--weights", 1, 0, 0, cwd=work, status=2).stderr
+    assert "the run is finished" in run("train.py", "--resume", last, cwd=work, status=2).stderr
+    assert "no training state" in run("train.py", "--resume", last.with_name("best.pth"), cwd=work, status=2).stderr
+
+
+def test_a_task_of_weight_0_reads_nothing_and_logs_0(work, tmp_path):
+    shutil.copytree(work / "data/sample/fer2013", tmp_path / "data/fer2013")
+    run("train.py", "--weights", 0, 0, 0.5, "--image-size", 32, "--samples", 64, "--epochs", 1, cwd=tmp_path)
+    lines = figures(the_log(tmp_path))
+    for name in ("gender_loss", "age_loss", "gender_acc", "val_gender_loss", "val_age_loss", "val_gender_acc"):
+        assert f"          {name}: 0" in lines
+    assert "[Valid] age mae: 0" in lines
+    done = run("train.py", "--weights", 1, 0, 1, "--epochs", 1, cwd=tmp_path, status=2)
+    assert "cvpr2016/age" in done.stderr
+
+
+def test_pretraining_and_fine_tuning(place):
+    run("train.py", *SMALL, "--split", "imdb-wiki", "--weights", 1, 1, 0, "--epochs", 1, cwd=place)
+    (best,) = place.glob("checkpoints/*imdb-wiki_1-1-0/best.pth")
+    run("train.py", *SMALL, "--weights", 1, 0.1, 1, "--pretrained", best, "--epochs", 1, cwd=place)
+    (log,) = place.glob("logs/*_cvpr2016+fer2013_1-0.1-1.txt")
+    assert f"{best.relative_to(place)}: 132 of the model's 132 tensors loaded" in log.read_text().replace(f"{place}/", "")
+    table = run("evaluate.py", "--logs", "logs", cwd=place).stdout
+    assert "ResNet-18-Age-Gender (imdb-wiki, drawn sample)" in table and "1, 0.1, 1" in table
+
+
+def test_two_processes_train_as_one_and_validate_every_image_once(place):
+    run("train.py", *SMALL, "--epochs", 2, cwd=place)
+    (one,) = evaluate.read_log(the_log(place))[1][1:]
+    shutil.rmtree(place / "logs")
+    run("train.py", *SMALL, "--epochs", 2, "--device", "cpu", cwd=place, launcher=TORCHRUN)
+    (two,) = evaluate.read_log(the_log(place))[1][1:]
+    assert "2 processes" in the_log(place).read_text()
+    assert len(list((place / "checkpoints").iterdir())) == 2
+    assert one["lr"] == two["lr"]
+    for name in ("age_loss", "gender_loss", "emotion_loss"):
+        assert two[name] == pytest.approx(one[name], rel=0.15), name
+    # what two processes logged is what one process measures on all images
+    last = max(place.glob("checkpoints/*/last.pth"), key=lambda path: path.stat().st_mtime)
+    model, size, tasks, _ = evaluate.open_checkpoint(last)
+    root = place / "data/sample"
+    sets = [faces for split in ("cvpr2016", "fer2013") for faces in datasets.load(root, split, "valid", tasks, size, root / ".cache")]
+    metrics = evaluate.evaluate(model, sets, size, tasks, torch.device("cpu"))
+    assert metrics["age_mae"] == pytest.approx(two["age_mae"], rel=1e-6) and metrics["emotion_acc"] == two["val_emotion_acc"]
+
+
+def test_a_killed_process_ends_the_run_and_leaves_a_whole_checkpoint(place):
+    process = subprocess.Popen([*TORCHRUN, ROOT / "train.py", *map(str, SMALL), "--epochs", "50", "--device", "cpu"], cwd=place,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(place.glob("logs/*.txt")) or the_log(place).read_text().count("-" * 15) < 1:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-KILL", children[-1]], check=True)
+    assert process.wait(timeout=60) != 0
+    (last,) = place.glob("checkpoints/*/last.pth")
+    content = torch.load(last, weights_only=True)
+    # one process goes on where two were
+    settings = {**content, "settings": {**content["settings"], "epochs": content["epoch"] + 1}}
+    torch.save(settings, last)
+    run("train.py", "--resume", last, cwd=place)
+    assert torch.load(last, weights_only=True)["epoch"] == content["epoch"] + 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_last(place):
+    done = run("train.py", *SMALL, "--weights", "1e38", 0, 0, "--lr", 1000, "--epochs", 2, cwd=place, status=2)
+    assert re.search(r"the loss is no number at step \d+ of 4 in epoch [12]; last.pth is that of epoch [01]", done.stderr)
+    (last,) = place.glob("checkpoints/*/last.pth")
+    assert all(torch.isfinite(value.float()).all() for value in torch.load(last, weights_only=True)["model"].values())
+
+
+def test_ctrl_c_tells_how_to_resume(place):
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, SMALL), "--epochs", "50"], cwd=place, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    while not list(place.glob("logs/*.txt")) or "Train epoch" not in the_log(place).read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and not errors
+    assert re.search(r"stopped in epoch \d+; go on with: python train.py --resume checkpoints/.*/last.pth$", output.strip())
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--weights", 0, 0, 0], "all are 0"), (["--weights", 1, 1], "3 arguments"), (["--weights", -1, 1, 1], "out of range"),
+    (["--weights", "nan", 1, 1], "out of range"), (["--weights", "inf", 1, 1], "out of range"), (["--weights", "a", 1, 1], "invalid number"),
+    (["--epochs", 0], "out of range"), (["--image-size", 8], "out of range"), (["--lr", 0], "out of range"), (["--split", "lfw"], "invalid choice"),
+    (["--split", "fer2013", "--weights", 1, 0, 0], "no labels for age"), (["--split", "imdb-wiki"], "no labels for emotion"),
+    (["--data", "nowhere"], "no data root nowhere/"), (["--pretrained", "gone.pth"], "no checkpoint gone.pth"), (["--resume", "gone.pth"], "no checkpoint gone.pth"),
+    (["--device", "tpu9"], "--device tpu9"), (["--logs", "file/logs"], "file"), (["--checkpoints", "file/checkpoints"], "file"),
+])
+def test_mistakes_get_a_line_before_training(arguments, expected, place):
+    (place / "file").write_text("")
+    assert expected in run("train.py", *SMALL, *arguments, cwd=place, status=2).stderr
+    assert not list(place.glob("checkpoints/*/*"))
+
+
+def test_a_set_that_a_task_needs_is_missing(place, tmp_path):
+    (tmp_path / "bare").mkdir()
+    assert "the age set's train part is not there" in run("train.py", "--data", "bare", cwd=tmp_path, status=2).stderr
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    train.save({"epoch": 1}, tmp_path / "last.pth")
+
+    def full(content, output):
+        output.write(b"half")
+        raise RuntimeError("unexpected pos")
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(datasets.DataError, match="can't be written"):
+        train.save({"epoch": 2}, tmp_path / "last.pth")
+    assert torch.load(tmp_path / "last.pth", weights_only=True) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_later_epochs_open_no_picture(place, monkeypatch):
+    run("train.py", *SMALL, "--epochs", 1, cwd=place)
+    for file in (place / "data/sample").resolve().rglob("*.jpg"):
+        assert file.exists()
+    monkeypatch.setattr(datasets, "load_image", None)
+    monkeypatch.setattr(datasets.Image, "open", None)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, SMALL), "--epochs", "2"])
+    assert train.main() is None
+
+
+def test_learning_rate_warms_up_and_falls_to_0():
+    rates = [train.rate_at(step, 200, 0.1) for step in range(200)]
+    assert rates[0] == pytest.approx(0.01) and max(rates) == rates[9] == pytest.approx(0.1)
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True) and 0 < rates[-1] < 1e-4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_trains_and_compiles(place):
+    run("train.py", *SMALL, "--epochs", 2, "--device", "cuda", "--compile", cwd=place)
+    assert len(evaluate.read_log(the_log(place))[1]) == 2
