@@ -37,6 +37,7 @@ IMAGE_FILES = (".jpg", ".jpeg", ".png")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet, which torchvision's own weights expect
 CACHE_FORMAT = 1                                            # counts up when decoded images change, so that no old one is used
 
+LUMA = (0.299, 0.587, 0.114)                                # ITU-R BT.601, as Pillow's conversion to grey
 MOST_PIXELS = 90_000_000                                    # a larger picture is refused unread
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)      # Pillow's own word on it
 
@@ -60,10 +61,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
-    """Run a script: one of `mistakes` or a DataError becomes one line on stderr and exit status 2."""
+    """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status 2."""
     try:
         sys.exit(main())
-    except (DataError, *mistakes) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (DataError, OSError, *mistakes) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":        # one line a host, not one a process
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -564,14 +567,20 @@ def to_device(sets: list[Faces], device: torch.device) -> list[np.ndarray | torc
 def gather(pixels: np.ndarray | torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Images `rows` of one set, on the device: (n, height, width, channels) uint8."""
     if isinstance(pixels, torch.Tensor):
-        return pixels[torch.from_numpy(rows).to(device)]
+        return pixels[torch.from_numpy(rows).to(device, non_blocking=True)]
     images = torch.from_numpy(pixels[rows])
     return (images.pin_memory() if device.type == "cuda" else images).to(device, non_blocking=True)
 
 
+@functools.cache
+def constant(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """Three channels' values, (1, 3, 1, 1) float32, copied to the device once: each copy would wait for the GPU."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
+
+
 def normalise(images: torch.Tensor, gain: torch.Tensor | float = 1, shift: torch.Tensor | float = 0) -> torch.Tensor:
     """`images` (n, 3, h, w) float in 0..255, times `gain` plus `shift` (in 0..1, each (n, 1, 1, 1) or a number), normalised."""
-    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = constant(MEAN, images.device), constant(STD, images.device)
     return torch.addcmul((shift - mean) / std, images, gain / (255 * std))
 
 
@@ -612,8 +621,7 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
 
     def column(values: torch.Tensor) -> torch.Tensor:
         return values.view(-1, 1, 1, 1)
-    luma = torch.tensor((0.299, 0.587, 0.114), device=batch.device).view(1, 3, 1, 1)
-    batch = batch.lerp((batch * luma).sum(1, keepdim=True), column((grey < 0.2).float()))
+    batch = batch.lerp((batch * constant(LUMA, batch.device)).sum(1, keepdim=True), column((grey < 0.2).float()))
     gain = 1 + 0.3 * contrast
     batch = normalise(batch, column(gain), column((1 - gain) / 2 + 0.15 * brightness))      # contrast turns around mid-grey
     at = torch.arange(size, device=batch.device) / size

@@ -363,6 +363,8 @@ def pick_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DataError(f"--device {name}: expected cpu, cuda or cuda:N")
     return device
 
 
@@ -474,4 +476,4 @@ def main() -> int | None:
 
 
 if __name__ == "__main__":
-    datasets.script(main, models.CheckpointError)
+    datasets.script(main, models.CheckpointError, torch.OutOfMemoryError)

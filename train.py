@@ -64,6 +64,10 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
         content = models.read_checkpoint(args.resume)
         if not isinstance(content.get("training"), dict):
             raise models.CheckpointError(f"{args.resume}: has no training state to go on from; expected a run's last.pth")
+        lacking = [key for keys, part in ((("model", "epoch", "data", "settings"), content), (SETTINGS, content.get("settings", {})),
+                                          (("optimizer", "best", "rows", "log_size"), content["training"])) for key in keys if key not in part]
+        if lacking:
+            raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
         parser.set_defaults(data=content["data"], **content["settings"])
         args = parser.parse_args()
         if other := [name for name in SETTINGS if getattr(args, name) != content["settings"][name]]:
@@ -148,7 +152,8 @@ def half_precision(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 at speed: GPUs from Ampere on, CPUs with AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)       # private, so another torch may lack it
+    return device.type == "cpu" and probe is not None and probe()
 
 
 def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets: list[datasets.Faces], pixels: list, args: argparse.Namespace,
@@ -322,4 +327,4 @@ def main() -> int | None:
 
 
 if __name__ == "__main__":
-    datasets.script(main, models.CheckpointError)
+    datasets.script(main, models.CheckpointError, torch.OutOfMemoryError)
