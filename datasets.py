@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -35,6 +35,7 @@ SPLITS = {"imdb-wiki": ("age", "gender"), "cvpr2016": ("age", "gender"), "fer201
 SUBSETS = ("train", "valid", "test")
 IMAGE_FILES = (".jpg", ".jpeg", ".png")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet, which torchvision's own weights expect
+TEXT = np.dtypes.StringDType()                              # a quarter of the memory of fixed-width text
 CACHE_FORMAT = 1                                            # counts up when decoded images change, so that no old one is used
 
 LUMA = (0.299, 0.587, 0.114)                                # ITU-R BT.601, as Pillow's conversion to grey
@@ -111,9 +112,9 @@ class Faces:
         return replace(self, dropped=dropped, **arrays)
 
 
-def make_faces(name: str, pool: str, folder: Path, files: Iterable[str], age=None, stdv=None, gender=None, emotion=None) -> Faces:
+def make_faces(name: str, pool: str, folder: Path, files: Sequence[str] | np.ndarray, age=None, stdv=None, gender=None, emotion=None) -> Faces:
     """A Faces in which the labels that are not given are unknown."""
-    files = np.asarray(files if isinstance(files, np.ndarray) else list(files), dtype=None if len(files) else "U1")
+    files = np.asarray(files, TEXT)
 
     def column(values, unknown, dtype):
         return np.full(len(files), unknown, dtype) if values is None else np.asarray(values, dtype)
@@ -224,7 +225,7 @@ def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
             pixels = open_images(parsed / f"{subset}.u8", (48, 48, 1), len(emotion))
             if not len(emotion):
                 raise Missing(f"{table}: no rows of {subset}")
-            return replace(make_faces(name, "fer2013", folder, np.arange(len(emotion)).astype(str), emotion=emotion), pixels=pixels)
+            return replace(make_faces(name, "fer2013", folder, [str(row) for row in range(len(emotion))], emotion=emotion), pixels=pixels)
     # Kaggle's folders have PublicTest and PrivateTest in test/, told apart by the files' names; others have a valid/
     own = next((path for alias in ({"valid": ("valid", "validation")}.get(subset, (subset,)))
                 if (path := child(folder, alias)).is_dir()), None)
@@ -277,7 +278,7 @@ def parse_fer2013(table: Path, folder: Path) -> None:
 
 @functools.lru_cache(maxsize=2)
 def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
-    """IMDB-WIKI's .mat as arrays of one row a face: files, person, age, gender, face_score, second_face_score. Raises DataError."""
+    """IMDB-WIKI's .mat as arrays of one row a face: files, subset, age, gender, face_score, second_face_score. Raises DataError."""
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -291,14 +292,16 @@ def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
             raise ValueError("its columns differ in length")
         dob, taken, gender, score, second = (columns[name].astype(float) for name in
                                              ("dob", "photo_taken", "gender", "face_score", "second_face_score"))
-        files = columns["full_path"].astype(str)
+        files = np.array([f"{file.parent.name}/{path}" for path in columns["full_path"]], TEXT)
     except Exception as error:                              # scipy raises anything on a file that is none
         raise DataError(f"{file}: not IMDB-WIKI's MATLAB file, a struct {file.stem!r} with its columns "
                         f"({type(error).__name__}: {' '.join(str(error).split())})") from None
     # a person is known by name, in both crops; where that is missing, by the number that begins the file's name
+    del table                                               # the boxes in it are most of its memory
     names = (name.strip().casefold() if isinstance(name, str) else "" for name in columns["name"])
-    person = np.array([name or Path(path).name.split("_")[0] for name, path in zip(names, files)])
-    return {"files": files, "person": person, "age": completed_years(dob, taken), "gender": np.where(np.isin(gender, (0, 1)), gender, -1),
+    persons = [name or path.rpartition("/")[2].split("_")[0] for name, path in zip(names, columns["full_path"])]
+    subsets = {person: subset_of(person) for person in set(persons)}
+    return {"files": files, "subset": np.array([subsets[person] for person in persons]), "age": completed_years(dob, taken), "gender": np.where(np.isin(gender, (0, 1)), gender, -1),
             "face_score": score, "second_face_score": second}
 
 
@@ -331,11 +334,10 @@ def read_imdb_wiki(root: Path, subset: str) -> list[Faces]:
         if not file.is_file():
             continue
         table = read_mat(file, file.stat().st_mtime_ns)
-        persons, of_row = np.unique(table["person"], return_inverse=True)
-        mine = np.array([subset_of(person) == subset for person in persons], dtype=bool)[of_row]
+        mine = table["subset"] == subset
         score, second = table["face_score"][mine], table["second_face_score"][mine]
         faces = make_faces(f"imdb-wiki {crop}_crop {subset}", "imdb-wiki", split,
-                           np.char.add(f"{crop}_crop/", table["files"][mine]), age=table["age"][mine], gender=table["gender"][mine])
+                           table["files"][mine], age=table["age"][mine], gender=table["gender"][mine])
         rules = (("no face", score > -np.inf), ("second face", ~(second > 0)), ("age unknown", ~np.isnan(faces.age)),
                  ("age below 0", faces.age >= 0), (f"age above {OLDEST}", faces.age <= OLDEST))
         left = np.ones(len(faces), dtype=bool)
