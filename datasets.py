@@ -393,24 +393,33 @@ def known(labels: "Faces | Labels", task: str):
 
 # ---- images and their cache ------------------------------------------------------------------------------------------
 
-def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
-    """A face as the network is trained and used on: upright, its middle square, resized.
+def open_picture(file: Path, side: int) -> Image.Image:
+    """A picture upright and in RGB; a JPEG whose sides are all over twice `side` may come at a fraction of its size.
 
-    Args: file, an image that Pillow reads (EXIF orientation, palette, grey, alpha, CMYK, 16 bits are all taken care of).
-    Returns: (size, size, 3) uint8, or (size, size, 1) where grey.
+    EXIF orientation, palette, grey, alpha (on white), CMYK and 16 bits are taken care of.
     Raises: ValueError where it has over 90 megapixels; whatever Pillow raises on what is not an image, or is truncated.
     """
     with Image.open(file) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most {MOST_PIXELS // 10 ** 6} megapixels")
-        image.draft(None, (2 * size, 2 * size))             # a large JPEG is decoded at a fraction of its size
+        image.draft(None, (2 * side, 2 * side))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))    # 16-bit grey
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = ImageOps.fit(image.convert("L" if grey else "RGB"), (size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(size, size, -1)
+        return image.convert("RGB")
+
+
+def face_crop(image: Image.Image, size: int) -> np.ndarray:
+    """A face as the network is trained and used on: the middle square of an RGB picture, resized, (size, size, 3) uint8."""
+    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+
+
+def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
+    """`face_crop` of `open_picture`, which see: (size, size, 3) uint8, or (size, size, 1) where grey."""
+    crop = face_crop(open_picture(file, size), size)
+    return np.asarray(Image.fromarray(crop).convert("L")).reshape(size, size, 1) if grey else crop
 
 
 def decode(faces: Faces, size: int, cache: Path) -> Faces:
