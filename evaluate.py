@@ -224,13 +224,18 @@ SEED_ROWS = [       # the table of the document that this project implements
 ]
 
 
-def results_table(folder: Path) -> str:
-    """The seed's table and under it a row for each log in `folder`: its best epoch, by `mean_error`. Raises DataError."""
+def log_files(folder: Path) -> list[Path]:
+    """The logs in a folder, oldest first; a file is itself. Raises DataError where there is none."""
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else [folder] if folder.is_file() else []
     if not files:
         raise DataError(f"{folder}: no logs (*.txt) there")
+    return files
+
+
+def results_table(folder: Path) -> str:
+    """The seed's table and under it a row for each log in `folder`: its best epoch, by `mean_error`. Raises DataError."""
     rows = []
-    for file in files:
+    for file in log_files(folder):
         command, epochs = read_log(file)
         if not epochs:
             print(f"{file}: no finished epoch, left out", file=sys.stderr)
@@ -247,6 +252,90 @@ def results_table(folder: Path) -> str:
         rows.append([name + (f" ({', '.join(where)})" if where else ""), *(f"{best[names[task]]:.2f}" if task in tasks else "" for task in TASKS),
                      ", ".join(option("weights").split()), option("lr") or str(epochs[0].get("lr", ""))])
     return table(["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"], SEED_ROWS + rows)
+
+
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+def new_figure(panels: int, title: str):
+    """An empty page of `panels` panels, three in a row, without a window. Raises DataError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DataError("--plot needs matplotlib: pip install matplotlib") from None
+    rows, columns = math.ceil(panels / 3), min(panels, 3)
+    figure = Figure(figsize=(5.5 * columns, 5 * rows), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[panels:]:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def save_figure(figure, file: Path) -> None:
+    """Write a figure, whole or not at all. Raises DataError."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        figure.savefig(partial, format=file.suffix.removeprefix(".") or "png")
+        partial.replace(file)
+    except (OSError, ValueError) as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{file}: can't be written ({error})") from None
+
+
+def plot_split(file: Path, title: str, sets: list[Faces], predictions: list[Predictions], metrics: dict) -> None:
+    """One page on a split, as far as it was predicted: age against its label, MAE by decade, confusion of gender and emotion."""
+    panels = 2 * ("age_mae" in metrics) + sum(f"{task}_confusion" in metrics for task in CLASS_NAMES)
+    figure, axes = new_figure(panels, title)
+    axes = iter(axes)
+    if "age_mae" in metrics:
+        pairs = [(faces.age[rows], guess.age[rows]) for faces, guess in zip(sets, predictions) if guess.age is not None
+                 for rows in [datasets.known(faces, "age")]]
+        ax = next(axes)
+        ax.scatter(*map(np.concatenate, zip(*pairs)), s=6, alpha=0.3, linewidths=0)
+        ax.plot([0, datasets.OLDEST], [0, datasets.OLDEST], color="black", linewidth=1, label="predicted = true")
+        ax.set(xlabel="true age (years)", ylabel="predicted age (years)", title=f"age: MAE {metrics['age_mae']:.2f} years", aspect="equal")
+        ax.legend(loc="upper left")
+        ax = next(axes)
+        decades = metrics["mae_by_decade"]
+        ax.bar([str(decade) for decade in decades], [years for _, years in decades.values()])
+        for i, (count, years) in enumerate(decades.values()):
+            ax.annotate(f"{count:,}", (i, years), ha="center", va="bottom", fontsize=8)
+        ax.set(xlabel="true age, decade from (years)", ylabel="MAE (years)", title="age: MAE by decade, number of faces above")
+    for task, names in CLASS_NAMES.items():
+        if (matrix := metrics.get(f"{task}_confusion")) is None:
+            continue
+        ax = next(axes)
+        shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        for i, j in np.ndindex(shares.shape):
+            ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", color="white" if shares[i, j] > 55 else "black")
+        ax.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="true",
+               title=f"{task}: accuracy {metrics[f'{task}_acc']:.2f} %, rows in %")
+        ax.set_xticklabels(names, rotation=45)
+        ax.set_yticklabels(names)
+    save_figure(figure, file)
+
+
+def plot_logs(file: Path, folder: Path) -> None:
+    """Losses and metrics over epochs of each log in `folder`: a colour a run, training dashed, valid solid. Raises DataError."""
+    runs = {log.stem: epochs for log in log_files(folder) if (epochs := read_log(log)[1])}
+    names = {f"{task}_loss": f"{task} loss" for task in TASKS} | {"age_mae": "age MAE (years)", "gender_acc": "gender accuracy (%)",
+                                                                  "emotion_acc": "emotion accuracy (%)"}
+    shown = [name for name in names if any(figures.get(key) for epochs in runs.values() for figures in epochs for key in (name, f"val_{name}"))]
+    if not shown:
+        raise DataError(f"{folder}: no finished epoch in its logs")
+    figure, axes = new_figure(len(shown), "training dashed, valid solid")
+    for ax, name in zip(axes, shown):
+        for i, (run, epochs) in enumerate(runs.items()):
+            for key, style in ((name, "-" if name == "age_mae" else "--"), (f"val_{name}", "-")):
+                points = [(figures.get("epoch", at), figures[key]) for at, figures in enumerate(epochs, 1) if figures.get(key)]
+                if points:
+                    ax.plot(*zip(*points), style, color=f"C{i % 10}", marker=".", label=run if style == "-" else None)
+        ax.set(xlabel="epoch", title=names[name])
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
+    save_figure(figure, file)
 
 
 # ---- predictions as CSV ----------------------------------------------------------------------------------------------
@@ -464,8 +553,7 @@ def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device:
             faces.append((box, ", ".join(said)))
             print(f"{file}{' at {},{}-{},{}'.format(*box) if box else ''}: {faces[-1][1]}", flush=True)
         if args.out:
-            name = re.sub(r"[^\w.-]+", "_", str(file.with_suffix("")).lstrip("./"))        # the path is in it, so that no two are the same
-            annotate(image, faces).save(args.out / f"{name}.png")
+            annotate(image, faces).save(args.out / f"{read:05}_{file.name}.png")       # numbered: names may come twice in several folders
     if args.csv:
         columns = [name for task in tasks for name in ([task] if task == "age" else [task, f"{task}_probability"])]
         write_csv(args.csv, ["image", *(["left", "top", "right", "bottom"] if args.detect else []), *columns], rows)
@@ -490,6 +578,7 @@ def main() -> int | None:
     parser.add_argument("--detect", action="store_true", help="find the faces in the pictures first (needs OpenCV)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write each picture there with what was predicted drawn on it")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="with --split or --logs: plot the figures (needs matplotlib)")
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample` (default: data)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
@@ -500,8 +589,10 @@ def main() -> int | None:
         parser.error("--predictions goes with --split, and with no model: no --checkpoint, --tta, --save-predictions")
     if args.logs:
         print(results_table(args.logs))
+        if args.plot:
+            plot_logs(args.plot, args.logs)
         return None
-    for file in (args.save_predictions, args.csv):
+    for file in (args.save_predictions, args.csv, args.plot):
         if file and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             parser.error(f"{file}: its folder is not there or can't be written")
     tasks = list(datasets.SPLITS[args.split]) if args.split else list(TASKS)
@@ -537,7 +628,10 @@ def main() -> int | None:
         print(line)
     print(f"{args.split} {args.subset}: " + ", ".join(f"{faces.name.removeprefix(args.split).strip()} {len(faces):,} images" for faces in sets))
     predictions = read_predictions(args.predictions, sets) if args.predictions else predict(model, sets, size, tasks, device, args.tta)
-    print(report(score(sets, predictions)))
+    metrics = score(sets, predictions)
+    print(report(metrics))
+    if args.plot:
+        plot_split(args.plot, f"{args.split} {args.subset}, {args.predictions or checkpoint}", sets, predictions, metrics)
     if args.save_predictions:
         save_predictions(args.save_predictions, sets, predictions)
     return None

@@ -1,10 +1,12 @@
 """Metrics, logs, the table, predictions."""
 import csv
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import datasets
 import evaluate
@@ -196,6 +198,55 @@ def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
         row = next(csv.DictReader(table))
     done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], cwd=work)
     assert f"age {float(row['age']):.1f} years, {row['gender']}" in done.stdout
+
+
+def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
+    picture(tmp_path / "faces/a.jpg", 0, (24, 24))
+    picture(tmp_path / "faces/a.png", 0, (1200, 700))
+    run("evaluate.py", tmp_path / "faces", "--out", tmp_path / "out", cwd=work)
+    small, large = sorted((Image.open(file).size for file in (tmp_path / "out").iterdir()))
+    assert min(small) >= 320 and large[0] == 1200 and large[1] > 700
+
+
+def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeypatch):
+    picture(tmp_path / "photo.png", 0, (300, 200))
+    monkeypatch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70), (200, 50, 260, 110)])
+    done = run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work)
+    assert "photo.png at 10,20-60,70: age" in done.stdout and "photo.png at 200,50-260,110: age" in done.stdout
+    assert "the whole picture" not in done.stdout
+    with open(tmp_path / "p.csv") as rows:
+        assert [row["left"] for row in csv.DictReader(rows)] == ["10", "200"]
+    image = Image.open(tmp_path / "photo.png")
+    crop = evaluate.widen((10, 20, 60, 70), image)
+    assert crop.size == (90, 90)
+    np.testing.assert_array_equal(np.asarray(crop)[:, 10:], np.asarray(image)[:90, :80])        # 20 beside the face, 10 of them outside
+    np.testing.assert_array_equal(np.asarray(crop)[:, 0], np.asarray(image)[:90, 0])
+
+
+def test_detect_without_opencv_says_how_to_install_it(trained, work, tmp_path, monkeypatch):
+    picture(tmp_path / "photo.png")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert "pip install 'opencv-python-headless" in run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work, status=2).stderr
+
+
+def test_detect_finds_no_face_in_noise(trained, work, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    if not hasattr(cv2, "CascadeClassifier"):
+        pytest.skip("OpenCV without cascades")
+    picture(tmp_path / "photo.png", 0, (100, 100))
+    assert "photo.png: no face found" in run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work).stdout
+
+
+# ---- plots
+
+def test_plots(trained, work, tmp_path, monkeypatch):
+    for i, arguments in enumerate((["--split", "cvpr2016", "--data", "sample"], ["--split", "fer2013", "--data", "sample"], ["--logs", "logs"])):
+        run("evaluate.py", *arguments, "--plot", tmp_path / f"{i}.png", cwd=work)
+        assert min(Image.open(tmp_path / f"{i}.png").size) > 500
+    assert "can't be written" in run("evaluate.py", "--logs", "logs", "--plot", tmp_path / "a.what", cwd=work, status=2).stderr
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install matplotlib" in run("evaluate.py", "--logs", "logs", "--plot", tmp_path / "b.png", cwd=work, status=2).stderr
 
 
 # ---- mistakes
