@@ -61,6 +61,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def in_range(kind: type, low: float, high: float = math.inf):
+    """An argparse type: a finite `kind` from `low` to `high`."""
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {low} to {high}" if high < math.inf else f"{text} is out of range; expected at least {low}")
+        return value
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
 def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
     """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status 2."""
     try:
@@ -800,7 +811,7 @@ def unreadable(faces: Faces) -> list[str]:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample` (default: data)")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="size at which images are decoded and kept (default: 224; 64 for the sample)")
+    parser.add_argument("--image-size", type=in_range(int, 16, 1024), metavar="PX", help="size at which images are decoded and kept (default: 224; 64 for the sample)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     args = parser.parse_args()
     root = data_root(args.data)

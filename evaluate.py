@@ -587,6 +587,10 @@ def main() -> int | None:
         parser.error("expected one of --split, --logs, or pictures; see --help")
     if args.predictions and (not args.split or args.tta or args.save_predictions or args.checkpoint):
         parser.error("--predictions goes with --split, and with no model: no --checkpoint, --tta, --save-predictions")
+    if not args.pictures and (args.csv or args.out or args.detect):
+        parser.error("--csv, --out and --detect go with pictures")
+    if not args.split and args.save_predictions or args.pictures and args.plot:
+        parser.error("--save-predictions goes with --split, --plot with --split or --logs")
     if args.logs:
         print(results_table(args.logs))
         if args.plot:

@@ -28,33 +28,22 @@ SETTINGS = ("split", "weights", "pretrained", "image_size", "samples", "epochs",
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 
 
-def number(kind: type, low: float, high: float = math.inf):
-    """An argparse type: a finite `kind` from `low` to `high`."""
-    def parse(text: str):
-        value = kind(text)
-        if not low <= value <= high or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {low} to {high}" if high < math.inf else f"{text} is out of range; expected at least {low}")
-        return value
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
-
-
 def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     """The command line's settings and, with --resume, the checkpoint's content, whose settings are then the defaults."""
     parser = datasets.Parser(__doc__)
     parser.add_argument("--split", nargs="+", choices=datasets.SPLITS, default=["cvpr2016", "fer2013"], help="what to train on (default: cvpr2016 fer2013)")
-    parser.add_argument("--weights", nargs=3, type=number(float, 0), default=[1.0, 1.0, 1.0], metavar=("AGE", "GENDER", "EMOTION"),
+    parser.add_argument("--weights", nargs=3, type=datasets.in_range(float, 0), default=[1.0, 1.0, 1.0], metavar=("AGE", "GENDER", "EMOTION"),
                         help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
     parser.add_argument("--pretrained", metavar="FILE", help="weights to begin with, this project's or anybody's; what fits is loaded")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="last.pth of a run to go on with, under its settings")
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
-    parser.add_argument("--image-size", type=number(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
-    parser.add_argument("--samples", type=number(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 600 for the sample)")
-    parser.add_argument("--epochs", type=number(int, 1), default=12, metavar="N", help="default: 12")
-    parser.add_argument("--batch-size", type=number(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
-    parser.add_argument("--lr", type=number(float, 1e-12), default=0.03, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.03)")
-    parser.add_argument("--seed", type=number(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
+    parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
+    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 600 for the sample)")
+    parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=12, metavar="N", help="default: 12")
+    parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
+    parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.03, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.03)")
+    parser.add_argument("--seed", type=datasets.in_range(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; slow to start, worth it for long runs")
     parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="where the log goes (default: logs)")
@@ -64,11 +53,11 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
         content = models.read_checkpoint(args.resume)
         if not isinstance(content.get("training"), dict):
             raise models.CheckpointError(f"{args.resume}: has no training state to go on from; expected a run's last.pth")
-        lacking = [key for keys, part in ((("model", "epoch", "data", "settings"), content), (SETTINGS, content.get("settings", {})),
-                                          (("optimizer", "best", "rows", "log_size"), content["training"])) for key in keys if key not in part]
+        lacking = [key for keys, part in ((("model", "epoch", "settings"), content), (SETTINGS, content.get("settings", {})),
+                                          (("optimizer", "best", "rows", "folders", "log_size"), content["training"])) for key in keys if key not in part]
         if lacking:
             raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
-        parser.set_defaults(data=content["data"], **content["settings"])
+        parser.set_defaults(**content["training"]["folders"], **content["settings"])
         args = parser.parse_args()
         if other := [name for name in SETTINGS if getattr(args, name) != content["settings"][name]]:
             raise DataError(f"--{other[0].replace('_', '-')} is {getattr(args, other[0])}, the run's is {content['settings'][other[0]]}; "
@@ -292,10 +281,11 @@ def main() -> int | None:
         """Save the run as it is after an epoch: last.pth and, if it is the best so far, best.pth."""
         figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
         content = {"model": model.state_dict(), "image_size": args.image_size, "tasks": tasks, **evaluate.description(),
-                   "epoch": epoch, "metrics": figures, "data": args.data, "settings": settings}
+                   "epoch": epoch, "metrics": figures, "settings": settings}
         if better:
             save(content, folder / "best.pth")
-        training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows, "log_size": log_file.stat().st_size}
+        folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs)}
+        training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows, "folders": folders, "log_size": log_file.stat().st_size}
         save({**content, "training": training}, folder / "last.pth")
     if rank == 0 and not resumed:
         keep(0, {}, False)              # shows that it can be written, and is there if the first epoch fails
@@ -318,9 +308,8 @@ def main() -> int | None:
     except KeyboardInterrupt:
         log(f"stopped in epoch {epoch}; go on with: python train.py --resume {folder / 'last.pth' if folder else ''}")
         return 130
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
+    if world > 1:
+        dist.destroy_process_group()
     if rank == 0:
         log(f"the best epoch is in {folder / 'best.pth'}")
     return None

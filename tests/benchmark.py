@@ -221,10 +221,10 @@ def flat_memory(args: argparse.Namespace, device: torch.device, scratch: Path) -
 def main() -> None:
     parser = datasets.Parser(__doc__)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--image-size", type=train.number(int, 16, 1024), default=64, metavar="PX", help="default: 64")
-    parser.add_argument("--batch-size", type=train.number(int, 3), default=64, metavar="N", help="default: 64")
-    parser.add_argument("--steps", type=train.number(int, 1), default=15, metavar="N", help="training steps a round, of six rounds (default: 15)")
-    parser.add_argument("--rows", type=train.number(int, 0), default=523051, metavar="N", help="rows of the made IMDB-WIKI, 0 for none (default: 523051)")
+    parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), default=64, metavar="PX", help="default: 64")
+    parser.add_argument("--batch-size", type=datasets.in_range(int, 3), default=64, metavar="N", help="default: 64")
+    parser.add_argument("--steps", type=datasets.in_range(int, 1), default=15, metavar="N", help="training steps a round, of six rounds (default: 15)")
+    parser.add_argument("--rows", type=datasets.in_range(int, 0), default=523051, metavar="N", help="rows of the made IMDB-WIKI, 0 for none (default: 523051)")
     args = parser.parse_args()
     device = evaluate.pick_device(args.device)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"

@@ -256,7 +256,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--split", "fer2013", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"), (["--split", "fer2013"], "no run's best.pth"),
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv: not a readable CSV"),
-    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"),
+    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"), (["x.jpg", "--plot", "p.png"], "--plot with"),
 ])
 def test_mistakes_get_a_line(arguments, expected, tmp_path, work):
     (tmp_path / "data").mkdir()

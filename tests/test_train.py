@@ -56,6 +56,8 @@ def test_log_has_the_documented_lines(trained):
 def test_killed_in_mid_epoch_and_resumed_equals_a_run_never_stopped(place):
     run("train.py", *SMALL, "--epochs", 3, cwd=place)
     whole = figures(the_log(place))
+    (best,) = place.glob("checkpoints/*/best.pth")
+    whole_best = torch.load(best, weights_only=True)["model"]
     shutil.rmtree(place / "logs")
     shutil.rmtree(place / "checkpoints")
     process = subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, SMALL), "--epochs", "3"], cwd=place, stdout=subprocess.DEVNULL)
@@ -69,6 +71,8 @@ def test_killed_in_mid_epoch_and_resumed_equals_a_run_never_stopped(place):
     assert torch.load(last, weights_only=True)["epoch"] < 3
     run("train.py", "--resume", last, cwd=place)
     log = the_log(place)
+    resumed_best = torch.load(last.with_name("best.pth"), weights_only=True)["model"]
+    assert all(torch.equal(value, whole_best[name]) for name, value in resumed_best.items())
     assert figures(log) == whole and len(evaluate.read_log(log)[1]) == 3
     assert "resumed after epoch" in log.read_text()
 
