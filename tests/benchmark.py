@@ -60,9 +60,15 @@ def speed(values: list[float]) -> str:
     return f"{statistics.median(values):,.0f} images/s"
 
 
+def load(args: argparse.Namespace, root: Path) -> list[datasets.Faces]:
+    """The sample's train parts of all three tasks, decoded."""
+    return [faces for split in ("cvpr2016", "fer2013")
+            for faces in datasets.load(root, split, "train", datasets.TASKS, args.image_size, root / ".cache")]
+
+
 def training(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
     """Rows on training: the bare step, train.py's own loop, and ImageFolder with per-image transforms."""
-    sets = [faces for split in ("cvpr2016", "fer2013") for faces in datasets.load(root, split, "train", datasets.TASKS, args.image_size, root / ".cache")]
+    sets = load(args, root)
     half = train.half_precision(device)
 
     def network() -> tuple:
@@ -106,13 +112,13 @@ def training(args: argparse.Namespace, device: torch.device, root: Path) -> list
 
 def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
     """Rows on evaluation: the bare forward pass and evaluate.py's own loop."""
-    sets = [faces for split in ("cvpr2016", "fer2013") for faces in datasets.load(root, split, "valid", datasets.TASKS, args.image_size, root / ".cache")]
+    sets = 2 * load(args, root)         # some thousands of images, as a valid part has
     model = models.FaceNet().to(device)
     network = models.fuse(model).to(memory_format=torch.channels_last)
     plain = model.eval().to(memory_format=torch.channels_last)
     images = datasets.prepare(datasets.gather(sets[0].pixels, np.arange(evaluate.BATCH) % len(sets[0]), device), args.image_size)
     total = sum(map(len, sets))
-    times = max(1, total // evaluate.BATCH)
+    times = max(1, args.steps // 2)
 
     def forward(of: torch.nn.Module) -> None:
         with torch.inference_mode():
