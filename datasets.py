@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import math
+import mmap
 import os
 import shutil
 import sys
@@ -479,7 +480,13 @@ def open_images(file: Path, shape: tuple[int, int, int], count: int) -> np.ndarr
     """A read-only memory map of `count` uint8 images of `shape`. Raises DataError where the file is of another length."""
     if file.stat().st_size != count * math.prod(shape):
         raise DataError(f"{file}: damaged, its length is not that of {count} images; delete the folder {file.parent}")
-    return np.memmap(file, np.uint8, "r", shape=(count, *shape)) if count else np.zeros((0, *shape), np.uint8)
+    if not count:
+        return np.zeros((0, *shape), np.uint8)
+    with open(file, "rb") as images:
+        mapped = mmap.mmap(images.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(mapped) > 4e9 and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)                    # of a set that may not stay in memory, read no more than the images drawn
+    return np.frombuffer(mapped, np.uint8).reshape(count, *shape)
 
 
 def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path], None]) -> Path:

@@ -457,6 +457,7 @@ def pick_device(name: str | None) -> torch.device:
         raise DataError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
     if device.type not in ("cpu", "cuda"):
         raise DataError(f"--device {name}: expected cpu, cuda or cuda:N")
+    torch.backends.cudnn.benchmark = True       # for training and judging alike
     return device
 
 

@@ -224,7 +224,6 @@ def main() -> int | None:
     sets, valid = load_sets(args, tasks, "train"), load_sets(args, tasks, "valid")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
     if world > 1:                       # only now: while one process decodes, the others wait for the cache, however long
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     model.to(device, memory_format=torch.channels_last)

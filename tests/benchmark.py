@@ -3,21 +3,29 @@
     python tests/benchmark.py                                    at 64 pixels, some minutes
     python tests/benchmark.py --image-size 224 --steps 6         --device cuda, where there is one
 
-Prints one table and writes nothing else. Speeds are medians over rounds in which what is compared takes turns; ratios are of one run.
+Prints one table and leaves nothing behind. Speeds are medians over rounds in which what is compared takes turns; a ratio is the
+median of the rounds' ratios. Faces are drawn, with JPEG files of 200 pixels; what they show does not change what a step costs.
 """
 import argparse
+import dataclasses
+import itertools
+import math
 import os
 import platform
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -29,54 +37,97 @@ import evaluate  # noqa: E402
 import model as models  # noqa: E402
 import train  # noqa: E402
 
-ROUNDS = 5
+ROUNDS = 5                              # that count, after one that does not
+STARTS = 3                              # of a process or of an empty cache, each too slow to be done more often
+SET_BYTES = 20e9                        # of the set of holes
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def seconds(work, device: torch.device) -> float:
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+def seconds(work: Callable, device: torch.device) -> float:
     """How long `work()` takes, with all that it has left to the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     begin = time.perf_counter()
     work()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begin
 
 
-def compare(device: torch.device, **works) -> dict[str, list[float]]:
-    """Images per second of each work (images, callable), round by round, after a round that does not count."""
+def compare(device: torch.device, **works: tuple[int, Callable]) -> dict[str, list[float]]:
+    """Images per second, round by round, of each work (images, start): start() gets ready and returns what is timed."""
     speeds = {name: [] for name in works}
-    for round_ in range(ROUNDS + 1):
-        for name, (images, work) in works.items():
-            taken = seconds(work, device)
-            if round_:
+    for i in range(ROUNDS + 1):
+        for name, (images, start) in works.items():
+            taken = seconds(start(), device)
+            if i:
                 speeds[name].append(images / taken)
     return speeds
-
-
-def ratio(above: list[float], below: list[float]) -> str:
-    return f"{statistics.median(a / b for a, b in zip(above, below)):.3f}"
 
 
 def speed(values: list[float]) -> str:
     return f"{statistics.median(values):,.0f} images/s"
 
 
-def load(args: argparse.Namespace, root: Path) -> list[datasets.Faces]:
+def ratio(above: list[float], below: list[float]) -> str:
+    return f"{statistics.median(a / b for a, b in zip(above, below)):.3f}"
+
+
+def size(count: float) -> str:
+    """Bytes as text, '-' where they are not known."""
+    return "-" if math.isnan(count) else f"{count / 1e9:.2f} GB"
+
+
+def python(code: str, *arguments) -> list[float]:
+    """The numbers that `code` tells in a process of its own, and behind them the process's peak memory in bytes, NaN if unknown."""
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+def tell(number): print('measured', number, file=sys.stderr)
+def memory(name):       # not resource.ru_maxrss, which on Linux begins with what the parent has
+    try:
+        with open('/proc/self/status') as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ':')), float('nan'))
+    except OSError:
+        return float('nan')
+{code}
+tell(memory('VmHWM'))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise datasets.DataError(f"a measured process failed: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}")
+    return [float(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("measured ")]
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+def draw(root: Path) -> None:
+    """The drawn sample, its JPEG files enlarged to 200 pixels, about what face crops come in."""
+    datasets.draw_sample(root)
+    for file in root.rglob("*.jpg"):
+        with Image.open(file) as image:
+            image.resize((200, 200), Image.Resampling.BICUBIC).save(file, quality=90)
+
+
+def load(args: argparse.Namespace, root: Path, cache: Path) -> list[datasets.Faces]:
     """The sample's train parts of all three tasks, decoded."""
     return [faces for split in ("cvpr2016", "fer2013")
-            for faces in datasets.load(root, split, "train", datasets.TASKS, args.image_size, root / ".cache")]
+            for faces in datasets.load(root, split, "train", datasets.TASKS, args.image_size, cache)]
 
 
-def training(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
-    """Rows on training: the bare step, train.py's own loop, and ImageFolder with per-image transforms."""
-    sets = load(args, root)
-    half = train.half_precision(device)
+def training(args: argparse.Namespace, device: torch.device, root: Path, scratch: Path) -> list[list[str]]:
+    """Rows on training: the bare step, train.py's own loop, ImageFolder with per-image transforms; a first epoch and later ones."""
+    sets = load(args, root, root / ".cache")
+    pixels = datasets.to_device(sets, device)
+    half, count = train.half_precision(device), args.batch_size * args.steps
 
     def network() -> tuple:
-        torch.manual_seed(0)
         model = models.FaceNet().to(device, memory_format=torch.channels_last).train()
         return model, train.make_optimizer(model, 0.001)
 
-    def step(model, optimizer, images, labels) -> None:
+    def step(model: models.FaceNet, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: datasets.Labels) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             outputs = model(images)
         loss = sum(values.mean() for values in models.losses(outputs, labels).values())
@@ -86,142 +137,157 @@ def training(args: argparse.Namespace, device: torch.device, root: Path) -> list
     bare, ours, theirs = network(), network(), network()
     batch = next(datasets.batches(sets, args.batch_size, args.batch_size, 0, 1))
     labels = datasets.Labels(*(values.to(device) for values in batch.labels))
-    images = datasets.augment([datasets.gather(faces.pixels, rows, device) for faces, rows in zip(sets, batch.rows)], args.image_size, batch.draws.to(device))
-    pixels = datasets.to_device(sets, device)
-    settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=args.batch_size * args.steps // 3, batch_size=args.batch_size,
-                                  image_size=args.image_size, epochs=10 ** 6, lr=0.001, seed=0)
-    shown = settings.samples * 3
-    usual = transforms.Compose([transforms.Resize((args.image_size, args.image_size)), transforms.RandomCrop(args.image_size, args.image_size // 8),
-                                transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(datasets.MEAN, datasets.STD)])
-    folder = ImageFolder(root / "cvpr2016/gender/train", usual)
-    loader = DataLoader(torch.utils.data.Subset(folder, [i % len(folder) for i in range(args.batch_size * args.steps)]), args.batch_size,
-                        shuffle=True, num_workers=os.cpu_count(), persistent_workers=True, pin_memory=device.type == "cuda")
+    images = [datasets.gather(data, rows, device) for data, rows in zip(pixels, batch.rows)]
+    images = datasets.augment(images, args.image_size, batch.draws.to(device))
 
-    def people() -> None:
-        for batch, genders in loader:
-            batch = batch.to(device, memory_format=torch.channels_last, non_blocking=True)
-            unknown = torch.full((len(batch),), -1, device=device)
-            step(*theirs, batch, datasets.Labels(torch.full((len(batch),), torch.nan, device=device), genders.to(device), unknown))
-    speeds = compare(device, limit=(args.batch_size * args.steps, lambda: [step(*bare, images, labels) for _ in range(args.steps)]),
-                     project=(shown, lambda: train.train_epoch(*ours, sets, pixels, settings, device, 1, 0, 1)),
-                     people=(args.batch_size * args.steps, people))
+    def limit() -> None:
+        for _ in range(args.steps):
+            step(*bare, images, labels)
+    # so many epochs that the learning rate stays in its warm-up; three pools have `samples` images each
+    settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size, image_size=args.image_size,
+                                  epochs=10 ** 6, lr=0.001, seed=0)
+
+    def project() -> None:
+        train.train_epoch(*ours, sets, pixels, settings, device, 1, 0, 1)
+    usual = transforms.Compose([transforms.Resize((args.image_size, args.image_size)),
+                                transforms.RandomCrop(args.image_size, args.image_size // 8), transforms.RandomHorizontalFlip(),
+                                transforms.ToTensor(), transforms.Normalize(datasets.MEAN, datasets.STD)])
+    folder = ImageFolder(root / "cvpr2016/gender/train", usual)
+    loader = DataLoader(Subset(folder, [i % len(folder) for i in range(count)]), args.batch_size, shuffle=True, num_workers=CORES,
+                        persistent_workers=True, pin_memory=device.type == "cuda")
+
+    def people() -> Callable:
+        batches = iter(loader)
+        first = next(batches)           # off the clock, since a real epoch is longer: in their favour by one batch
+
+        def run() -> None:
+            for images, genders in itertools.chain([first], batches):
+                images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+                unknown = torch.full((len(images),), -1, device=device)
+                step(*theirs, images, datasets.Labels(unknown * torch.nan, genders.to(device, non_blocking=True), unknown))
+        return run
+    speeds = compare(device, limit=(count, lambda: limit), project=(3 * settings.samples, lambda: project), people=(count, people))
+
+    def first_epoch(cache: Path) -> None:
+        fresh = load(args, root, cache)
+        train.train_epoch(*ours, fresh, datasets.to_device(fresh, device), settings, device, 1, 0, 1)
+    first, later = zip(*((seconds(lambda: first_epoch(scratch / f"cache {i}"), device), seconds(project, device)) for i in range(STARTS)))
+    first, later, decoded = statistics.median(first), statistics.median(later), sum(map(len, sets))
     return [["training, the limit: the bare step on one batch", speed(speeds["limit"]), ""],
             ["training, this project", speed(speeds["project"]), f"{ratio(speeds['project'], speeds['limit'])} of the limit"],
-            ["training, ImageFolder, PIL transforms, DataLoader", speed(speeds["people"]), f"this project is {ratio(speeds['project'], speeds['people'])} times as fast"]]
+            ["training, ImageFolder, PIL transforms, DataLoader", speed(speeds["people"]),
+             f"this project is {ratio(speeds['project'], speeds['people'])} times as fast"],
+            [f"first epoch, {3 * settings.samples:,} images, {decoded:,} decoded", f"{first:.1f} s", f"{later:.1f} s a later epoch"]]
 
 
 def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
     """Rows on evaluation: the bare forward pass and evaluate.py's own loop."""
-    sets = 2 * load(args, root)         # some thousands of images, as a valid part has
-    model = models.FaceNet().to(device)
-    network = models.fuse(model).to(memory_format=torch.channels_last)
-    plain = model.eval().to(memory_format=torch.channels_last)
-    images = datasets.prepare(datasets.gather(sets[0].pixels, np.arange(evaluate.BATCH) % len(sets[0]), device), args.image_size)
+    def repeated(faces: datasets.Faces) -> datasets.Faces:      # a real valid part is larger: `steps` full batches
+        rows = np.arange(args.steps * evaluate.BATCH) % len(faces)
+        return dataclasses.replace(faces.keep(rows), pixels=faces.pixels[rows])
+    sets = [repeated(faces) for faces in load(args, root, root / ".cache")]
     total = sum(map(len, sets))
-    times = max(1, args.steps // 2)
+    model = models.FaceNet().to(device).eval()
+    network, plain = (of.to(memory_format=torch.channels_last) for of in (models.fuse(model), model))
+    images = datasets.prepare(datasets.gather(sets[0].pixels, np.arange(evaluate.BATCH), device), args.image_size)
 
-    def forward(of: torch.nn.Module) -> None:
-        with torch.inference_mode():
-            for _ in range(times):
-                of(images)
-    speeds = compare(device, plain=(times * evaluate.BATCH, lambda: forward(plain)), limit=(times * evaluate.BATCH, lambda: forward(network)),
-                     project=(total, lambda: evaluate.predict(model, sets, args.image_size, datasets.TASKS, device)))
-    return [["evaluation, the limit: the bare forward pass", speed(speeds["limit"]), f"{ratio(speeds['limit'], speeds['plain'])} of BatchNorm not folded"],
+    @torch.inference_mode()
+    def forward(of: models.FaceNet) -> None:
+        for _ in range(total // evaluate.BATCH):
+            of(images)
+    speeds = compare(device, plain=(total, lambda: lambda: forward(plain)), limit=(total, lambda: lambda: forward(network)),
+                     project=(total, lambda: lambda: evaluate.predict(model, sets, args.image_size, datasets.TASKS, device)))
+    return [["evaluation, the limit: the bare forward pass", speed(speeds["limit"]),
+             f"{ratio(speeds['limit'], speeds['plain'])} times as fast as with BatchNorm not folded"],
             ["evaluation, this project", speed(speeds["project"]), f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
 
 
-def python(code: str, *arguments) -> list[float]:
-    """The numbers that a Python process prints on stderr which runs `code`, and behind them its peak memory in GB."""
-    code = f"""
-import sys, time
-sys.path.insert(0, {str(ROOT)!r})
-def tell(number): print(number, file=sys.stderr)
-{code}
-try:        # not ru_maxrss, which begins with the memory of this process's parent
-    peak = int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]) * 1024 / 1e9
-except OSError:
-    peak = float('nan')
-tell(peak)
-"""
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise datasets.DataError(f"a measured process failed: {done.stderr.strip().splitlines()[-1]}")
-    return list(map(float, done.stderr.split()))
-
-
 def starting(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
-    """Rows on the first epoch, which decodes, against a later one, on the way to the first step, and on memory."""
+    """Rows on the way from the command to the first step, images decoded, and on the memory of a training process."""
     code = """
 import torch, torchvision
-begin = time.time()
+begin = float(sys.argv.pop(1))
+tell(time.time() - begin)
 import train
 step = torch.optim.SGD.step
 def first_step(*arguments, **options):
     torch.optim.SGD.step = step
+    step(*arguments, **options)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     tell(time.time() - begin)
-    return step(*arguments, **options)
 torch.optim.SGD.step = first_step
-sys.argv = ['train.py', *sys.argv[1:]]
+sys.argv[0] = 'train.py'
 train.main()
 """
-    settings = ("--data", root, "--image-size", args.image_size, "--samples", 2 * args.batch_size, "--batch-size", args.batch_size, "--epochs", 1,
-                "--cache", scratch / "cold", "--logs", scratch / "logs", "--checkpoints", scratch / "runs",
+    settings = ("--data", root, "--logs", scratch / "logs", "--checkpoints", scratch / "runs", "--image-size", args.image_size,
+                "--epochs", 1, "--samples", 2 * args.batch_size, "--batch-size", args.batch_size,
                 *(("--device", args.device) if args.device else ()))
-    first, _ = python(code, *settings)
-    later, memory = python(code, *settings)
-    return [["from command to first step, images not yet decoded", f"{first:.1f} s", "above import torch, torchvision"],
-            ["from command to first step, images decoded", f"{later:.1f} s", "above import torch, torchvision"],
-            ["peak memory of a training process", f"{memory:.2f} GB", ""]]
+    python(code, time.time(), *settings)                        # decodes the valid parts, which training has not needed so far
+    imports, steps, peaks = zip(*(python(code, time.time(), *settings) for _ in range(STARTS)))
+    above = statistics.median(step - imported for step, imported in zip(steps, imports))
+    return [["from command to first step, images decoded", f"{statistics.median(steps):.2f} s",
+             f"{above:.2f} s above import torch, torchvision"],
+            ["peak memory of a training process", size(statistics.median(peaks)), ""]]
 
 
 def labels(args: argparse.Namespace, scratch: Path) -> list[list[str]]:
-    """A row on reading the labels of a made IMDB-WIKI of its true size."""
+    """A row on reading the labels of a made IMDB-WIKI, in its own size 523,051 rows of 20,284 people."""
     from scipy.io import savemat
 
-    def cells(values) -> np.ndarray:
-        table = np.empty((1, args.rows), dtype=object)
-        table[0, :] = values
+    def cells(values: list) -> np.ndarray:
+        table = np.empty((1, len(values)), dtype=object)
+        for i, value in enumerate(values):
+            table[0, i] = value
         return table
+    rng, count = np.random.default_rng(0), args.rows
+    celebrities = rng.integers(20284, size=count)
+    names = [f"Person Number {i}" for i in range(20284)]
     folder = scratch / "imdb-wiki/imdb_crop"
     folder.mkdir(parents=True)
-    rng, boxes = np.random.default_rng(0), np.empty(args.rows, dtype=object)
-    for i in range(args.rows):
-        boxes[i] = np.array([[1.0, 1.0, 200.0, 200.0]])
-    people = [f"Person Number {i % 20284}" for i in range(args.rows)]
     savemat(folder / "imdb.mat", {"imdb": {
-        "dob": rng.integers(693962, 728294, (1, args.rows), np.int32), "photo_taken": rng.integers(1985, 2015, (1, args.rows)).astype(np.uint16),
-        "full_path": cells([f"{i % 100:02}/nm{i % 20284:07}_rm{31 * i:09}_1950-1-15_1990.jpg" for i in range(args.rows)]),
-        "gender": np.ones((1, args.rows)), "name": cells(people), "face_location": boxes.reshape(1, -1),
-        "face_score": np.full((1, args.rows), 3.0), "second_face_score": np.full((1, args.rows), np.nan)}})
+        "dob": rng.integers(693962, 728294, (1, count), np.int32), "photo_taken": rng.integers(1985, 2016, (1, count)).astype(np.uint16),
+        "full_path": cells([f"{i % 100:02}/nm{celebrity:07}_rm{31 * i:09}_1950-1-15_1990.jpg" for i, celebrity in enumerate(celebrities)]),
+        "gender": rng.choice([0, 1, np.nan], (1, count), p=[0.42, 0.56, 0.02]), "name": cells([names[i] for i in celebrities]),
+        "face_location": cells([np.array([[1.0, 1.0, 200.0, 200.0]]) for _ in range(count)]),
+        "face_score": rng.choice([-np.inf, 3.0], (1, count), p=[0.1, 0.9]), "second_face_score": rng.choice([np.nan, 2.5], (1, count)),
+        "celeb_names": cells(names), "celeb_id": celebrities[None] + 1.0}})
     code = """
 import datasets
 from pathlib import Path
-begin = time.time()
+begin = time.perf_counter()
 for subset in datasets.SUBSETS:
     datasets.read_imdb_wiki(Path(sys.argv[1]), subset)
-tell(time.time() - begin)
+tell(time.perf_counter() - begin)
 """
-    (taken, memory), (imports,) = python(code, scratch), python("import datasets, scipy.io")
-    return [[f"labels of {args.rows:,} rows of IMDB-WIKI, read and split", f"{taken:.1f} s", f"peak memory {memory:.2f} GB, {imports:.2f} of it PyTorch"]]
+    (taken, peak), (imports,) = python(code, scratch), python("import datasets, scipy.io")
+    return [[f"labels of {count:,} rows of IMDB-WIKI, read and split", f"{taken:.1f} s",
+             f"peak memory {size(peak)}, {size(imports)} of it the imports"]]
 
 
-def flat_memory(args: argparse.Namespace, device: torch.device, scratch: Path) -> list[list[str]]:
-    """A row on memory over batches of a set of 523,051 images, a file of holes; where /proc tells."""
-    def own() -> float:
-        return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6
-    if not Path("/proc/self/status").is_file():
-        return []
-    count, shape = 523051, (args.image_size, args.image_size, 3)
-    with open(scratch / "sparse.u8", "wb") as output:
-        output.truncate(count * int(np.prod(shape)))
-    faces = datasets.make_faces("made train", "made", scratch, [str(i) for i in range(count)], age=np.arange(count) % 100)
-    faces.pixels = datasets.open_images(scratch / "sparse.u8", shape, count)
-    at = {}
-    for i, batch in enumerate(datasets.batches([faces], 400 * args.batch_size, args.batch_size, 0, 1)):
-        datasets.gather(np.asarray(faces.pixels), batch.rows[0], device)
-        if i in (50, 399):
-            at[i] = own()
-    return [[f"memory from batch 50 to 400, of {count:,} images in {faces.pixels.nbytes / 1e9:.0f} GB on disk", f"{at[399] - at[50]:+.1f} MB", ""]]
+def flat_memory(args: argparse.Namespace, scratch: Path) -> list[list[str]]:
+    """A row on the growth of anonymous memory, which the page cache is no part of, over batches of a large set: a file of holes."""
+    count, steps = int(SET_BYTES) // (3 * args.image_size ** 2), 2000
+    code = """
+import numpy as np, torch
+import datasets
+from pathlib import Path
+file, count, side, batch_size, steps = Path(sys.argv[1]), *map(int, sys.argv[2:])
+with open(file, 'wb') as output:
+    output.truncate(count * side * side * 3)
+faces = datasets.make_faces('made train', 'made', file.parent, np.arange(count).astype(datasets.TEXT), age=np.arange(count) % 100)
+pixels = np.asarray(datasets.open_images(file, (side, side, 3), count))
+begin = time.perf_counter()
+for i, batch in enumerate(datasets.batches([faces], steps * batch_size, batch_size, 0, 1), 1):
+    datasets.gather(pixels, batch.rows[0], torch.device('cpu'))
+    if i == steps // 10:
+        before = memory('RssAnon')
+tell(memory('RssAnon') - before)
+tell((time.perf_counter() - begin) / steps)
+"""
+    growth, taken, _ = python(code, scratch / "holes.u8", count, args.image_size, args.batch_size, steps)
+    return [[f"memory from batch {steps // 10} to {steps:,} of {count:,} images", "-" if math.isnan(growth) else f"{growth / 1e6:+.1f} MB",
+             f"anonymous; {SET_BYTES / 1e9:.0f} GB on disk, {1000 * taken:.1f} ms a batch"]]
 
 
 def main() -> None:
@@ -229,21 +295,33 @@ def main() -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), default=64, metavar="PX", help="default: 64")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 3), default=64, metavar="N", help="default: 64")
-    parser.add_argument("--steps", type=datasets.in_range(int, 1), default=15, metavar="N", help="training steps a round, of six rounds (default: 15)")
-    parser.add_argument("--rows", type=datasets.in_range(int, 0), default=523051, metavar="N", help="rows of the made IMDB-WIKI, 0 for none (default: 523051)")
+    parser.add_argument("--steps", type=datasets.in_range(int, 1), default=15, metavar="N",
+                        help=f"training steps a round, of {ROUNDS + 1} rounds (default: 15)")
+    parser.add_argument("--rows", type=datasets.in_range(int, 0), default=523051, metavar="N",
+                        help="rows of the made IMDB-WIKI, 0 for none (default: 523051)")
     args = parser.parse_args()
+    if args.rows:
+        try:
+            import scipy.io  # noqa: F401
+        except ImportError:
+            raise datasets.DataError("IMDB-WIKI's labels need scipy: pip install scipy, or --rows 0") from None
     device = evaluate.pick_device(args.device)
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
-    print(f"{kind}; torch {torch.__version__}; {'bfloat16' if train.half_precision(device) else 'float32'} training; "
-          f"{args.image_size} px; batches of {args.batch_size}\n", flush=True)
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    torch.backends.cudnn.benchmark = True                       # as train.py has it
+    torch.manual_seed(0)
+    precision = "bfloat16" if train.half_precision(device) else "float32"
+    print(f"{CORES} CPU cores ({platform.machine()}){gpu}; torch {torch.__version__}, {precision} training; "
+          f"{args.image_size} px, batches of {args.batch_size}; {shlex.join(['python', *sys.argv])}\n", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # so that the temporary folder goes even then
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        datasets.build_once(scratch / "sample", datasets.draw_sample)
-        rows = training(args, device, scratch / "sample") + evaluation(args, device, scratch / "sample") + starting(args, scratch / "sample", scratch)
+        datasets.build_once(scratch / "sample", draw)
+        rows = training(args, device, scratch / "sample", scratch) + evaluation(args, device, scratch / "sample")
+        rows += starting(args, scratch / "sample", scratch)
         rows += labels(args, scratch) if args.rows else []
-        rows += flat_memory(args, device, scratch)
+        rows += flat_memory(args, scratch)
     print(evaluate.table(["", "measured", "ratio, remarks"], rows))
 
 
 if __name__ == "__main__":
-    datasets.script(main, models.CheckpointError)
+    datasets.script(main, models.CheckpointError, torch.OutOfMemoryError)
