@@ -39,7 +39,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
-    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 600 for the sample)")
+    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 1000 for the sample)")
     parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=12, metavar="N", help="default: 12")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
     parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.03, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.03)")
@@ -64,7 +64,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
                             "leave it out to go on with the run, or begin a new one with --pretrained")
     sample = args.data == "sample"
     args.image_size = args.image_size or (64 if sample else 224)
-    args.samples = args.samples or (600 if sample else 28710)
+    args.samples = args.samples or (1000 if sample else 28710)
     args.split = list(dict.fromkeys(args.split))
     if not any(args.weights):
         parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")

@@ -36,7 +36,7 @@ def test_two_epochs_learn_all_three_tasks(trained):
     command, epochs = evaluate.read_log(trained)
     assert command.startswith("train.py --data sample --split cvpr2016 fer2013 --weights 1 1 1 ")
     last = epochs[-1]
-    assert last["age_mae"] < 12 and last["val_gender_acc"] > 75 and last["val_emotion_acc"] > 35         # chance: 24 years, 50 %, 14 %
+    assert last["age_mae"] < 12 and last["val_gender_acc"] > 75 and last["val_emotion_acc"] > 40         # chance: 24 years, 50 %, 14 %
     assert epochs[0]["lr"] == 0.03 > epochs[1]["lr"]
     assert "its figures mean nothing" in trained.read_text()
 
