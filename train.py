@@ -245,6 +245,7 @@ def main() -> int | None:
         if first > args.epochs:
             raise DataError(f"{args.resume}: the run is finished, at epoch {args.epochs} of {args.epochs}")
 
+    weights = [f"{weight:g}" for weight in args.weights]
     folder = log_file = None
     if rank == 0:
         if resumed:
@@ -252,11 +253,10 @@ def main() -> int | None:
             log_file = args.logs / f"{folder.resolve().name}.txt"
             args.logs.mkdir(parents=True, exist_ok=True)
         else:
-            weights = [f"{weight:g}" for weight in args.weights]
             folder, log_file = start_run(f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{'-'.join(weights)}", args.logs, args.checkpoints)
     log = Log(log_file, resumed["training"]["log_size"] if resumed else None)
     settings = {name: getattr(args, name) for name in SETTINGS}
-    shown = {"data": args.data, **settings, "weights": [f"{weight:g}" for weight in args.weights]}
+    shown = {"data": args.data, **settings, "weights": weights}
     if resumed:
         log(f"resumed after epoch {first - 1}")
     log("train.py " + " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"

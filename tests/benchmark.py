@@ -307,7 +307,6 @@ def main() -> None:
             raise datasets.DataError("IMDB-WIKI's labels need scipy: pip install scipy, or --rows 0") from None
     device = evaluate.pick_device(args.device)
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    torch.backends.cudnn.benchmark = True                       # as train.py has it
     torch.manual_seed(0)
     precision = "bfloat16" if train.half_precision(device) else "float32"
     print(f"{CORES} CPU cores ({platform.machine()}){gpu}; torch {torch.__version__}, {precision} training; "
