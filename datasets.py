@@ -102,7 +102,6 @@ def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Ite
 class Faces:
     """Faces of one set and subset, as many rows in each array; `decode` adds their pixels."""
     name: str                                   # e.g. "cvpr2016 age valid"
-    pool: str                                   # rows of one pool are drawn together, e.g. "imdb-wiki"
     folder: Path                                # what `files` are relative to: the split's folder
     files: np.ndarray                           # (n,) str, or FER2013's row numbers within the subset
     age: np.ndarray                             # (n,) float32 years, NaN unknown
@@ -124,13 +123,13 @@ class Faces:
         return replace(self, dropped=dropped, **arrays)
 
 
-def make_faces(name: str, pool: str, folder: Path, files: Sequence[str] | np.ndarray, age=None, stdv=None, gender=None, emotion=None) -> Faces:
+def make_faces(name: str, folder: Path, files: Sequence[str] | np.ndarray, age=None, stdv=None, gender=None, emotion=None) -> Faces:
     """A Faces in which the labels that are not given are unknown."""
     files = np.asarray(files, TEXT)
 
     def column(values, unknown, dtype):
         return np.full(len(files), unknown, dtype) if values is None else np.asarray(values, dtype)
-    return Faces(name, pool, folder, files, column(age, np.nan, np.float32), column(stdv, np.nan, np.float32),
+    return Faces(name, folder, files, column(age, np.nan, np.float32), column(stdv, np.nan, np.float32),
                  column(gender, -1, np.int64), column(emotion, -1, np.int64))
 
 
@@ -212,7 +211,7 @@ def read_cvpr_age(root: Path, subset: str) -> Faces:
         files, means = class_folders(images, split, lambda name: int(name) if name.isdecimal() and int(name) <= OLDEST else None,
                                      f"an age from 0 to {OLDEST}, or {subset}_gt.csv beside {images.name}/")
         stdvs = None
-    return make_faces(f"cvpr2016 age {subset}", "cvpr2016 age", split, files, age=means, stdv=stdvs)
+    return make_faces(f"cvpr2016 age {subset}", split, files, age=means, stdv=stdvs)
 
 
 def read_cvpr_gender(root: Path, subset: str) -> Faces:
@@ -222,7 +221,7 @@ def read_cvpr_gender(root: Path, subset: str) -> Faces:
     if not folder.is_dir():
         raise Missing(f"no {folder}/: the gender set's {subset} part is not there")
     files, genders = class_folders(folder, split, {name: i for i, name in enumerate(GENDERS)}.get, "female or male")
-    return make_faces(f"cvpr2016 gender {subset}", "cvpr2016 gender", split, files, gender=genders)
+    return make_faces(f"cvpr2016 gender {subset}", split, files, gender=genders)
 
 
 def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
@@ -237,7 +236,7 @@ def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
             pixels = open_images(parsed / f"{subset}.u8", (48, 48, 1), len(emotion))
             if not len(emotion):
                 raise Missing(f"{table}: no rows of {subset}")
-            return replace(make_faces(name, "fer2013", folder, [str(row) for row in range(len(emotion))], emotion=emotion), pixels=pixels)
+            return replace(make_faces(name, folder, [str(row) for row in range(len(emotion))], emotion=emotion), pixels=pixels)
     # Kaggle's folders have PublicTest and PrivateTest in test/, told apart by the files' names; others have a valid/
     own = next((path for alias in ({"valid": ("valid", "validation")}.get(subset, (subset,)))
                 if (path := child(folder, alias)).is_dir()), None)
@@ -245,7 +244,7 @@ def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
     if not source.is_dir():
         raise Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or folder {subset}/<emotion>/: FER2013's {subset} part is not there")
     files, emotion = class_folders(source, folder, {name: i for i, name in enumerate(EMOTIONS)}.get, "one of " + ", ".join(EMOTIONS))
-    faces = make_faces(name, "fer2013", folder, files, emotion=emotion)
+    faces = make_faces(name, folder, files, emotion=emotion)
     public = np.array([Path(file).name.startswith("PublicTest") for file in files], dtype=bool)
     if own is None:
         if not public.any():
@@ -348,7 +347,7 @@ def read_imdb_wiki(root: Path, subset: str) -> list[Faces]:
         table = read_mat(file, file.stat().st_mtime_ns)
         mine = table["subset"] == subset
         score, second = table["face_score"][mine], table["second_face_score"][mine]
-        faces = make_faces(f"imdb-wiki {crop}_crop {subset}", "imdb-wiki", split,
+        faces = make_faces(f"imdb-wiki {crop}_crop {subset}", split,
                            table["files"][mine], age=table["age"][mine], gender=table["gender"][mine])
         rules = (("no face", score > -np.inf), ("second face", ~(second > 0)), ("age unknown", ~np.isnan(faces.age)),
                  ("age below 0", faces.age >= 0), (f"age above {OLDEST}", faces.age <= OLDEST))
@@ -436,7 +435,7 @@ def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
 
 def decode(faces: Faces, size: int, cache: Path) -> Faces:
     """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are dropped. Raises DataError."""
-    grey = faces.pool == "fer2013"
+    grey = faces.name.startswith("fer2013")
     size = 48 if grey else size
     digest = hashlib.blake2b(f"{size} {grey}".encode())
     there = np.zeros(len(faces), dtype=bool)
@@ -561,17 +560,22 @@ def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
     return Labels(*(torch.from_numpy(np.concatenate([getattr(faces, task)[chosen] for faces, chosen in zip(sets, rows)])) for task in TASKS))
 
 
+def pools(sets: list[Faces]) -> list[list[int]]:
+    """What is drawn in equal shares: for each task, the numbers of the sets that serve it; tasks that the same sets serve share one."""
+    serving = [[i for i, faces in enumerate(sets) if known(faces, task).any()] for task in TASKS]
+    return [of for i, of in enumerate(serving) if of and of not in serving[:i]]
+
+
 def batches(sets: list[Faces], samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """One epoch: `samples` rows of each pool, in steps of `batch_size` images in which every pool has its share.
+    """One epoch: `samples` rows of each of `pools`, in steps of `batch_size` images in which every pool has its share.
 
     A pool that is too small is shown again and again, in a new order each time, so that its images come up equally often.
     All chance comes from `seed` and `epoch`, drawn for the whole step; process `rank` of `world` takes its slice.
     """
     rng = np.random.default_rng((seed, epoch))
     columns = []
-    for pool in dict.fromkeys(faces.pool for faces in sets):
-        rows = np.concatenate([np.stack([np.full(len(chosen), i), chosen], 1) for i, faces in enumerate(sets)
-                               if faces.pool == pool for chosen in [labelled(faces)]])
+    for pool in pools(sets):
+        rows = np.concatenate([np.stack([np.full(len(chosen), i), chosen], 1) for i in pool for chosen in [labelled(sets[i])]])
         orders = [rng.permutation(len(rows)) for _ in range(math.ceil(samples / len(rows)))]
         columns.append(rows[np.concatenate(orders)[:samples]])
     epoch_rows = np.stack(columns, 1).reshape(-1, 2)        # (samples x pools, 2): set, row; pool after pool in turn

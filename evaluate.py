@@ -4,7 +4,7 @@
     python evaluate.py --split fer2013 --subset test --checkpoint C --tta   mirrored images averaged
     python evaluate.py --split cvpr2016 --predictions other.csv             another model's predictions, same metrics
     python evaluate.py --logs logs/                                         the results table
-    python evaluate.py photo.jpg faces/                                     age, gender and emotion of each picture
+    python evaluate.py photo.jpg faces/ --detect                            age, gender and emotion of each face
 """
 import argparse
 import csv
@@ -27,6 +27,8 @@ from datasets import EMOTIONS, GENDERS, TASKS, DataError, Faces
 
 BATCH = 64                                  # images at a time, in training's validation as here: the figures agree to the last digit
 CLASS_NAMES = {"gender": GENDERS, "emotion": EMOTIONS}
+SHIPPED = Path(__file__).resolve().with_name("checkpoints") / "resnet18-age-gender-emotion.pth"
+MARGIN = 0.4                                # IMDB-WIKI's crops have 40 % of the face's side on each side of it
 
 
 # ---- predicting ------------------------------------------------------------------------------------------------------
@@ -248,7 +250,8 @@ def results_table(folder: Path) -> str:
         tasks = [task for task in TASKS if any(figures[names[task]] for figures in epochs)]
         best = min(epochs, key=lambda figures: mean_error({names[task].removeprefix("val_"): figures[names[task]] for task in tasks}))
         name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
-        where = [option("split")] * ("imdb-wiki" in option("split")) + ["drawn sample"] * (option("data") == "sample")
+        where = [option("split")] * ("imdb-wiki" in option("split")) + [f"rehearsing {option('rehearse')}"] * bool(option("rehearse"))
+        where += ["drawn sample"] * (option("data") == "sample")
         rows.append([name + (f" ({', '.join(where)})" if where else ""), *(f"{best[names[task]]:.2f}" if task in tasks else "" for task in TASKS),
                      ", ".join(option("weights").split()), option("lr") or str(epochs[0].get("lr", ""))])
     return table(["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"], SEED_ROWS + rows)
@@ -412,11 +415,13 @@ def read_predictions(file: Path, sets: list[Faces]) -> list[Predictions]:
 # ---- checkpoints and pictures ----------------------------------------------------------------------------------------
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The best.pth that was written last. Raises DataError."""
-    found = sorted(folder.glob("*/best.pth"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise DataError(f"no run's best.pth in {folder}/; train one, or name one by --checkpoint")
-    return found[-1]
+    """The best.pth that was written last or, where there is none, the weights that come with the project. Raises DataError."""
+    if found := sorted(folder.glob("*/best.pth"), key=lambda file: file.stat().st_mtime):
+        return found[-1]
+    if not SHIPPED.is_file():
+        raise DataError(f"no run's best.pth in {folder}/ and no {SHIPPED}; train one, or name one by --checkpoint")
+    print(f"no run of your own in {folder}/: these are the weights that come with the project")
+    return SHIPPED
 
 
 def description() -> dict:
@@ -437,15 +442,25 @@ def open_checkpoint(file: Path) -> tuple[models.FaceNet, int, list[str], dict]:
     for key, value in description().items():
         if content[key] != value:
             raise models.CheckpointError(f"{file}: its {key} are {content[key]}; this code's are {value}")
-    size, tasks = content["image_size"], content["tasks"]
+    size, tasks, margin = content["image_size"], content["tasks"], content.get("margin", MARGIN)
     if not isinstance(size, int) or not 16 <= size <= 1024 or not isinstance(tasks, list) or not tasks or set(tasks) - set(TASKS):
         raise models.CheckpointError(f"{file}: an image size of {size!r} for tasks {tasks!r}; expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
+    if not isinstance(margin, float) or not 0 <= margin <= 2:
+        raise models.CheckpointError(f"{file}: a margin of {margin!r} around faces; expected 0 to 2 times the face")
     model = models.FaceNet()
     try:
         model.load_state_dict(content["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise models.CheckpointError(f"{file}: its tensors are not this network's ({' '.join(str(error).split())[:200]})") from None
     return model, size, tasks, content
+
+
+def export(content: dict, margin: float, file: Path) -> None:
+    """Write a checkpoint's network in half precision with what using it needs, and nothing else. Raises CheckpointError."""
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in content["model"].items()}
+    if wrong := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+        raise models.CheckpointError(f"{file}: not written, {wrong[0]} holds values that half precision can't")
+    models.write_checkpoint({"model": tensors, "margin": margin, **{key: content[key] for key in ("image_size", "tasks", *description())}}, file)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -485,9 +500,9 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
     return sorted((int(x), int(y), int(x + w), int(y + h)) for x, y, w, h in found)
 
 
-def widen(box: tuple[int, int, int, int], image: Image.Image) -> Image.Image:
-    """The crop around a detected face with 40 % of it on each side, as IMDB-WIKI's crops have it; the picture's edge is repeated outside it."""
-    margin = round(0.4 * (box[2] - box[0]))
+def widen(box: tuple[int, int, int, int], image: Image.Image, margin: float) -> Image.Image:
+    """The crop around a detected face, with `margin` times its side on each side; the picture's edge is repeated outside it."""
+    margin = round(margin * (box[2] - box[0]))
     left, top, right, bottom = box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
     columns, rows = np.arange(left, right).clip(0, image.width - 1), np.arange(top, bottom).clip(0, image.height - 1)
     return Image.fromarray(np.asarray(image)[rows][:, columns])
@@ -521,7 +536,7 @@ def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image
 
 
 @torch.inference_mode()
-def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device: torch.device, args: argparse.Namespace) -> int:
+def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device: torch.device, margin: float, args: argparse.Namespace) -> int:
     """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status: 1 if there were any."""
     network = models.fuse(model).to(memory_format=torch.channels_last)
     rows, read, unreadable = [], 0, 0
@@ -538,7 +553,7 @@ def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device:
             print(f"{file}: no face found")
         faces = []
         for box in boxes:
-            crop = datasets.face_crop(image if box is None else widen(box, image), size)
+            crop = datasets.face_crop(image if box is None else widen(box, image, margin), size)
             outputs = logits_of(network, torch.from_numpy(crop[None]).to(device), size, tasks, args.tta)
             row, said = [str(file), *([*box] if box else [])], []
             for task in tasks:
@@ -570,13 +585,16 @@ def main() -> int | None:
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="image files and folders of them, each a face crop; - reads names from stdin")
     parser.add_argument("--split", choices=datasets.SPLITS, help="the split to judge on")
     parser.add_argument("--subset", choices=datasets.SUBSETS, default="valid", help="its part (default: valid)")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model (default: the best.pth under --checkpoints that was written last)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model (default: the best.pth under --checkpoints that was written last, or the weights that come with the project)")
     parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="DIR", help="where runs save (default: checkpoints)")
     parser.add_argument("--tta", action="store_true", help="average the predictions for each image and its mirror image")
     parser.add_argument("--predictions", type=Path, metavar="FILE.csv", help="score these predictions instead of a model's")
     parser.add_argument("--save-predictions", type=Path, metavar="FILE.csv", help="write the model's predictions for the split")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write what is predicted for the pictures")
     parser.add_argument("--detect", action="store_true", help="find the faces in the pictures first (needs OpenCV)")
+    parser.add_argument("--margin", type=datasets.in_range(float, 0, 2), metavar="PART",
+                        help=f"with --detect and --export: what the crops have on each side of a face, in its sides (default: the checkpoint's, or {MARGIN})")
+    parser.add_argument("--export", type=Path, metavar="FILE.pth", help="write the checkpoint's weights in half precision, for giving on")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write each picture there with what was predicted drawn on it")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="with --split or --logs: plot the figures (needs matplotlib)")
@@ -584,20 +602,22 @@ def main() -> int | None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     args = parser.parse_args()
-    if (args.split is not None) + (args.logs is not None) + bool(args.pictures) != 1:
-        parser.error("expected one of --split, --logs, or pictures; see --help")
+    if (args.split is not None) + (args.logs is not None) + (args.export is not None) + bool(args.pictures) != 1:
+        parser.error("expected one of --split, --logs, --export, or pictures; see --help")
     if args.predictions and (not args.split or args.tta or args.save_predictions or args.checkpoint):
         parser.error("--predictions goes with --split, and with no model: no --checkpoint, --tta, --save-predictions")
     if not args.pictures and (args.csv or args.out or args.detect):
         parser.error("--csv, --out and --detect go with pictures")
-    if not args.split and args.save_predictions or args.pictures and args.plot:
+    if not args.split and args.save_predictions or (args.pictures or args.export) and args.plot:
         parser.error("--save-predictions goes with --split, --plot with --split or --logs")
+    if args.margin is not None and not args.detect and not args.export:
+        parser.error("--margin goes with --detect or --export")
     if args.logs:
         print(results_table(args.logs))
         if args.plot:
             plot_logs(args.plot, args.logs)
         return None
-    for file in (args.save_predictions, args.csv, args.plot):
+    for file in (args.save_predictions, args.csv, args.plot, args.export):
         if file and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             parser.error(f"{file}: its folder is not there or can't be written")
     tasks = list(datasets.SPLITS[args.split]) if args.split else list(TASKS)
@@ -608,14 +628,21 @@ def main() -> int | None:
         model.to(device)
         if not (tasks := [task for task in tasks if task in trained]):
             raise DataError(f"{checkpoint}: trained for {', '.join(trained)}; {args.split} tells {', '.join(datasets.SPLITS[args.split])}")
-        print(f"{checkpoint}: epoch {content.get('epoch', '?')}, {size} px, trained for {', '.join(trained)}"
-              + ("; mean of image and mirror image (--tta)" if args.tta else ""))
+        print(f"{checkpoint}: {size} px, trained for {', '.join(trained)}"
+              + (f"; epoch {content['epoch']}" if "epoch" in content else "") + ("; mean of image and mirror image (--tta)" if args.tta else ""))
+        margin = content.get("margin", MARGIN) if args.margin is None else args.margin
+    if args.export:
+        export(content, margin, args.export)
+        print(f"{args.export}: {args.export.stat().st_size / 1e6:.1f} MB, for crops with {100 * margin:g} % of the face on each side")
+        return None
     if args.pictures:
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
+        if content.get("drawn"):
+            print("trained on drawn faces: what it tells of photos means nothing; --checkpoint names another")
         if not args.detect:
             print("the whole picture is taken as the face's crop; --detect finds the faces in a photo")
-        return predict_pictures(model, size, tasks, device, args)
+        return predict_pictures(model, size, tasks, device, margin, args)
 
     root = datasets.data_root(args.data)
     sets, gaps = [], []

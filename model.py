@@ -1,7 +1,9 @@
 """The network, a torchvision ResNet-18 whose final fully connected layer is replaced by three heads; its losses; loading weights."""
 import copy
+import os
 import pickle
 import re
+import signal
 from collections.abc import Collection
 from pathlib import Path
 
@@ -95,6 +97,26 @@ def read_checkpoint(file: str | Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}; expected a dict with a state dict")
     return content
+
+
+def write_checkpoint(content: dict, file: Path) -> None:
+    """Write a checkpoint beside `file` and rename it over, so that a whole one is there at any instant. Raises CheckpointError."""
+    partial = file.with_name(file.name + ".partial")
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(None))      # Ctrl-C waits for the file to be whole
+    try:
+        with open(partial, "wb") as output:
+            torch.save(content, output)
+            output.flush()
+            os.fsync(output.fileno())
+        partial.replace(file)
+    except (OSError, RuntimeError) as error:                # torch tells of a full disk by a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{file}: can't be written ({' '.join(str(error).split())}); what was there is left as it was") from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def state_dict_in(content: dict) -> dict[str, Tensor]:

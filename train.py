@@ -11,7 +11,6 @@ import argparse
 import itertools
 import math
 import os
-import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ import evaluate
 import model as models
 from datasets import TASKS, DataError
 
-SETTINGS = ("split", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size", "lr", "seed")     # what a resumed run must keep
+SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size", "lr", "seed")     # what a resumed run must keep
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 
 
@@ -32,6 +31,8 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     """The command line's settings and, with --resume, the checkpoint's content, whose settings are then the defaults."""
     parser = datasets.Parser(__doc__)
     parser.add_argument("--split", nargs="+", choices=datasets.SPLITS, default=["cvpr2016", "fer2013"], help="what to train on (default: cvpr2016 fer2013)")
+    parser.add_argument("--rehearse", nargs="+", choices=datasets.SPLITS, default=[],
+                        help="train on these too, but don't judge by them: against forgetting what pretraining taught")
     parser.add_argument("--weights", nargs=3, type=datasets.in_range(float, 0), default=[1.0, 1.0, 1.0], metavar=("AGE", "GENDER", "EMOTION"),
                         help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
     parser.add_argument("--pretrained", metavar="FILE", help="weights to begin with, this project's or anybody's; what fits is loaded")
@@ -42,7 +43,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 1000 for the sample)")
     parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=12, metavar="N", help="default: 12")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
-    parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.03, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.03)")
+    parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.05, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.05)")
     parser.add_argument("--seed", type=datasets.in_range(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; slow to start, worth it for long runs")
@@ -66,6 +67,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     args.image_size = args.image_size or (64 if sample else 224)
     args.samples = args.samples or (1000 if sample else 28710)
     args.split = list(dict.fromkeys(args.split))
+    args.rehearse = [split for split in dict.fromkeys(args.rehearse) if split not in args.split]
     if not any(args.weights):
         parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
     return args, content
@@ -104,26 +106,6 @@ def start_run(name: str, logs: Path, checkpoints: Path) -> tuple[Path, Path]:
         raise DataError(f"{error.filename}: can't be written ({error.strerror}); --logs and --checkpoints name other folders") from None
 
 
-def save(content: dict, file: Path) -> None:
-    """Write a checkpoint beside `file` and rename it over, so that a whole one is there at any instant. Raises DataError."""
-    partial = file.with_name(file.name + ".partial")
-    interrupts = []
-    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(None))      # Ctrl-C waits for the file to be whole
-    try:
-        with open(partial, "wb") as output:
-            torch.save(content, output)
-            output.flush()
-            os.fsync(output.fileno())
-        partial.replace(file)
-    except (OSError, RuntimeError) as error:                # torch tells of a full disk by a RuntimeError
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{file}: can't be written ({' '.join(str(error).split())}); what was there is left as it was") from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if interrupts:
-        raise KeyboardInterrupt
-
-
 def rate_at(step: int, steps: int, highest: float) -> float:
     """The learning rate of a step, of `steps` from 0 on: a linear warm-up over the first twentieth, then a cosine to 0."""
     warm = max(1, steps // 20)
@@ -154,8 +136,7 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
     Raises: DataError where a loss is no number.
     """
     weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
-    pools = len({faces.pool for faces in sets})
-    steps = math.ceil(args.samples * pools / args.batch_size)
+    steps = math.ceil(args.samples * len(datasets.pools(sets)) / args.batch_size)
     rates = [rate_at((epoch - 1) * steps + step, args.epochs * steps, args.lr) for step in range(steps)]
     sums = torch.zeros((len(weights), 2), dtype=torch.float64, device=device)      # of losses and of right answers, by task
     counts = dict.fromkeys(weights, 0)
@@ -170,7 +151,9 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
             outputs = network(inputs, tuple(weights))
         losses = models.losses(outputs, labels)
         # the mean over the labels known in the whole step; times `world`, since DDP takes the mean over processes
-        loss = sum(weight * losses[task].sum() / max(batch.known[task], 1) for task, weight in weights.items()) * world
+        # a mean, of tasks as of labels, lest three tasks take thrice the step of one; times `world`, since DDP takes the mean over processes
+        means = {task: losses[task].sum() / max(batch.known[task], 1) for task in weights}
+        loss = sum(weight * means[task] for task, weight in weights.items()) / sum(weights.values()) * world
         for group in optimizer.param_groups:
             group["lr"] = rates[step]
         optimizer.zero_grad()
@@ -198,10 +181,10 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
 
 
 def load_sets(args: argparse.Namespace, tasks: list[str], subset: str) -> list[datasets.Faces]:
-    """The sets of the chosen splits that serve `tasks`. Raises DataError where one is not there."""
+    """The sets of the chosen splits that serve `tasks`; what is rehearsed is for training alone. Raises DataError where one is not there."""
     root = datasets.data_root(args.data)
     sets = []
-    for split in args.split:
+    for split in args.split + args.rehearse * (subset == "train"):
         if own := [task for task in tasks if task in datasets.SPLITS[split]]:
             sets += datasets.load(root, split, subset, own, args.image_size, args.cache or root / ".cache")
     return sets
@@ -260,7 +243,7 @@ def main() -> int | None:
     if resumed:
         log(f"resumed after epoch {first - 1}")
     log("train.py " + " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-                               for name, value in shown.items() if value is not None))
+                               for name, value in shown.items() if value not in (None, [])))
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     log(f"torch {torch.__version__}, {kind}, {'bfloat16' if half_precision(device) else 'float32'}, {world} process{'es' * (world > 1)}")
     if args.data == "sample":
@@ -280,12 +263,12 @@ def main() -> int | None:
         """Save the run as it is after an epoch: last.pth and, if it is the best so far, best.pth."""
         figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
         content = {"model": model.state_dict(), "image_size": args.image_size, "tasks": tasks, **evaluate.description(),
-                   "epoch": epoch, "metrics": figures, "settings": settings}
+                   "drawn": args.data == "sample", "epoch": epoch, "metrics": figures, "settings": settings}
         if better:
-            save(content, folder / "best.pth")
+            models.write_checkpoint(content, folder / "best.pth")
         folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs)}
         training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows, "folders": folders, "log_size": log_file.stat().st_size}
-        save({**content, "training": training}, folder / "last.pth")
+        models.write_checkpoint({**content, "training": training}, folder / "last.pth")
     if rank == 0 and not resumed:
         keep(0, {}, False)              # shows that it can be written, and is there if the first epoch fails
     pixels = datasets.to_device(sets, device)

@@ -275,7 +275,7 @@ from pathlib import Path
 file, count, side, batch_size, steps = Path(sys.argv[1]), *map(int, sys.argv[2:])
 with open(file, 'wb') as output:
     output.truncate(count * side * side * 3)
-faces = datasets.make_faces('made train', 'made', file.parent, np.arange(count).astype(datasets.TEXT), age=np.arange(count) % 100)
+faces = datasets.make_faces('made train', file.parent, np.arange(count).astype(datasets.TEXT), age=np.arange(count) % 100)
 pixels = np.asarray(datasets.open_images(file, (side, side, 3), count))
 begin = time.perf_counter()
 for i, batch in enumerate(datasets.batches([faces], steps * batch_size, batch_size, 0, 1), 1):

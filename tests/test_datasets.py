@@ -321,14 +321,14 @@ def test_full_disk_while_decoding(tmp_path):
 
 # ---- batches
 
-def made(pool, count, **labels):
-    faces = datasets.make_faces(f"{pool} train", pool, None, [str(i) for i in range(count)], **labels)
+def made(count, **labels):
+    faces = datasets.make_faces("made train", None, [str(i) for i in range(count)], **labels)
     faces.pixels = np.zeros((count, 4, 4, 3), np.uint8)
     return faces
 
 
 def test_batches_are_balanced_even_and_the_same_for_any_number_of_processes():
-    sets = [made("a", 30, age=range(30)), made("b", 7, gender=[0, 1] * 3 + [0]), made("b", 5, gender=[1, -1, -1, -1, 0])]
+    sets = [made(30, age=range(30)), made(7, gender=[0, 1] * 3 + [0]), made(5, gender=[1, -1, -1, -1, 0])]
     whole = list(datasets.batches(sets, 45, 16, seed=1, epoch=2))
     assert sum(len(rows) for batch in whole for rows in batch.rows) == 90
     for batch in whole:
@@ -345,6 +345,19 @@ def test_batches_are_balanced_even_and_the_same_for_any_number_of_processes():
         assert torch.equal(batch.draws, torch.cat([share.draws for share in shares]))
     again = list(datasets.batches(sets, 45, 16, seed=1, epoch=3))
     assert any((a.rows[0].tolist() != b.rows[0].tolist()) for a, b in zip(whole, again))
+
+
+def test_sets_that_serve_a_task_are_drawn_together():
+    age, gender, both = made(30, age=range(30)), made(20, gender=[0, 1] * 10), made(50, age=range(50), gender=[0, -1] * 25)
+    emotion = made(9, emotion=[1] * 9)
+    assert datasets.pools([both]) == [[0]] and datasets.pools([both, both]) == [[0, 1]]
+    assert datasets.pools([age, gender, emotion]) == [[0], [1], [2]]
+    sets = [age, gender, emotion, both]
+    assert datasets.pools(sets) == [[0, 3], [1, 3], [2]]
+    whole = list(datasets.batches(sets, 80, 30, seed=0, epoch=1))
+    assert sum(len(rows) for batch in whole for rows in batch.rows) == 3 * 80
+    assert sorted(np.concatenate([batch.rows[0] for batch in whole])) == list(range(30))       # in a pool of 80 each comes up once
+    assert sum(len(batch.rows[2]) for batch in whole) == 80
 
 
 def test_augment_without_chance_is_prepare():

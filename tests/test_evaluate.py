@@ -11,7 +11,7 @@ from PIL import Image
 import datasets
 import evaluate
 import model as models
-from conftest import picture, run
+from conftest import ROOT, picture, run
 from datasets import DataError
 from evaluate import Predictions
 
@@ -40,7 +40,7 @@ SEED_LOG = """\
 
 def faces(**labels):
     count = len(next(iter(labels.values())))
-    return datasets.make_faces("made valid", "made", None, [f"{i}.jpg" for i in range(count)], **labels)
+    return datasets.make_faces("made valid", None, [f"{i}.jpg" for i in range(count)], **labels)
 
 
 # ---- metrics
@@ -135,7 +135,7 @@ def test_figures_equal_the_logs_to_the_last_digit_and_predictions_score_the_same
     best = trained.read_text().count("Train epoch")
     assert best == 2
     text = run("evaluate.py", "--data", "sample", "--split", split, "--save-predictions", "p.csv", cwd=work).stdout
-    epoch = int(re.search(r"best.pth: epoch (\d)", text)[1])
+    epoch = int(re.search(r"best.pth: .*; epoch (\d)", text)[1])
     logged = evaluate.read_log(trained)[1][epoch - 1]
     shown = {name: float(value) for name, value in re.findall(r"^([\w ]+): ([\d.]+)$", text, re.MULTILINE)}
     names = {"cvpr2016": ("age_mae", "gender_acc", "gender_loss", "age_loss"), "fer2013": ("emotion_acc", "emotion_loss")}[split]
@@ -210,6 +210,15 @@ def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
 
 def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeypatch):
     picture(tmp_path / "photo.png", 0, (300, 200))
+    with pytest.MonkeyPatch.context() as patch:
+        margins = []
+        patch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70)])
+        patch.setattr(evaluate, "widen", lambda box, image, margin: margins.append(margin) or image)
+        run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work)
+        run("evaluate.py", tmp_path / "photo.png", "--detect", "--margin", 0.25, cwd=work)
+        run("evaluate.py", "--export", tmp_path / "own.pth", "--margin", 0.1, cwd=work)
+        run("evaluate.py", tmp_path / "photo.png", "--detect", "--checkpoint", tmp_path / "own.pth", cwd=work)
+        assert margins == [0.4, 0.25, 0.1]
     monkeypatch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70), (200, 50, 260, 110)])
     done = run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work)
     assert "photo.png at 10,20-60,70: age" in done.stdout and "photo.png at 200,50-260,110: age" in done.stdout
@@ -217,7 +226,7 @@ def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeyp
     with open(tmp_path / "p.csv") as rows:
         assert [row["left"] for row in csv.DictReader(rows)] == ["10", "200"]
     image = Image.open(tmp_path / "photo.png")
-    crop = evaluate.widen((10, 20, 60, 70), image)
+    crop = evaluate.widen((10, 20, 60, 70), image, 0.4)
     assert crop.size == (90, 90)
     np.testing.assert_array_equal(np.asarray(crop)[:, 10:], np.asarray(image)[:90, :80])        # 20 beside the face, 10 of them outside
     np.testing.assert_array_equal(np.asarray(crop)[:, 0], np.asarray(image)[:90, 0])
@@ -235,6 +244,48 @@ def test_detect_finds_no_face_in_noise(trained, work, tmp_path):
         pytest.skip("OpenCV without cascades")
     picture(tmp_path / "photo.png", 0, (100, 100))
     assert "photo.png: no face found" in run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work).stdout
+
+
+# ---- weights for giving on
+
+def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_path, monkeypatch):
+    done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work)
+    assert "MB, for crops with 40 % of the face on each side" in done.stdout
+    content = torch.load(tmp_path / "own.pth", weights_only=True)
+    assert set(content) == {"model", "margin", "image_size", "tasks", "mean", "std", "ages", "genders", "emotions"}
+    assert (tmp_path / "own.pth").stat().st_size < 25e6
+    figures = []
+    for checkpoint in (tmp_path / "own.pth", next((work / "checkpoints").glob("*/best.pth"))):
+        text = run("evaluate.py", "--split", "cvpr2016", "--data", "sample", "--checkpoint", checkpoint, cwd=work).stdout
+        figures.append(float(re.search(r"age mae: ([\d.]+)", text)[1]))
+    assert figures[0] == pytest.approx(figures[1], abs=0.02)
+    # they serve where there is no run of one's own, and to begin a run with
+    picture(tmp_path / "a.jpg")
+    monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "own.pth")
+    done = run("evaluate.py", "a.jpg", cwd=tmp_path)
+    assert "no run of your own in checkpoints/: these are the weights that come with the project" in done.stdout and "a.jpg: age" in done.stdout
+    assert "drawn faces" not in done.stdout
+    assert "drawn faces" in run("evaluate.py", tmp_path / "a.jpg", cwd=work).stdout
+    assert "132 of the model's 132 tensors loaded" in models.load_weights(models.FaceNet(), tmp_path / "own.pth")
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_written(trained, work, tmp_path):
+    content = torch.load(next((work / "checkpoints").glob("*/best.pth")), weights_only=True)
+    content["model"]["conv1.weight"][0] = 1e6
+    torch.save(content, tmp_path / "c.pth")
+    assert "conv1.weight holds values" in run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--export", tmp_path / "e.pth", cwd=work, status=2).stderr
+    assert not (tmp_path / "e.pth").exists()
+
+
+@pytest.mark.skipif(not evaluate.SHIPPED.is_file(), reason="the project's weights are not there")
+def test_shipped_weights(tmp_path):
+    assert evaluate.SHIPPED.stat().st_size < 25e6
+    model, size, tasks, _ = evaluate.open_checkpoint(evaluate.SHIPPED)
+    assert tasks == list(datasets.TASKS)
+    _, epochs = evaluate.read_log(ROOT / "logs" / f"{evaluate.SHIPPED.stem}.txt")
+    assert len(epochs) > 1
+    picture(tmp_path / "a.jpg")
+    assert re.search(r"a.jpg: age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", run("evaluate.py", "a.jpg", cwd=tmp_path).stdout)
 
 
 # ---- plots
@@ -257,8 +308,10 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv: not a readable CSV"),
     (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"), (["x.jpg", "--plot", "p.png"], "--plot with"),
+    (["x.jpg", "--margin", 0.1], "--margin goes with"), (["x.jpg", "--detect", "--margin", 3], "out of range"), (["--export", "gone/p.pth"], "its folder is not there"),
 ])
-def test_mistakes_get_a_line(arguments, expected, tmp_path, work):
+def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "not there")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/sample").symlink_to(work / "data/sample")
     assert expected in run("evaluate.py", *arguments, cwd=tmp_path, status=2).stderr
@@ -268,7 +321,7 @@ def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
     (best,) = (work / "checkpoints").glob("*/best.pth")
     content = torch.load(best, weights_only=True)
     for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"), ({"image_size": 10**9}, "an image size of"),
-                             ({"model": {"x": torch.zeros(1)}}, "not this network's"), ({"tasks": []}, "for tasks")):
+                             ({"model": {"x": torch.zeros(1)}}, "not this network's"), ({"tasks": []}, "for tasks"), ({"margin": "wide"}, "a margin of")):
         torch.save(content | change, tmp_path / "c.pth")
         with pytest.raises(models.CheckpointError, match=expected):
             evaluate.open_checkpoint(tmp_path / "c.pth")

@@ -37,7 +37,7 @@ def test_two_epochs_learn_all_three_tasks(trained):
     assert command.startswith("train.py --data sample --split cvpr2016 fer2013 --weights 1 1 1 ")
     last = epochs[-1]
     assert last["age_mae"] < 12 and last["val_gender_acc"] > 75 and last["val_emotion_acc"] > 40         # chance: 24 years, 50 %, 14 %
-    assert epochs[0]["lr"] == 0.03 > epochs[1]["lr"]
+    assert epochs[0]["lr"] == 0.05 > epochs[1]["lr"]
     assert "its figures mean nothing" in trained.read_text()
 
 
@@ -126,6 +126,21 @@ def test_pretraining_and_fine_tuning(place):
     assert "ResNet-18-Age-Gender (imdb-wiki, drawn sample)" in table and "1, 0.1, 1" in table
 
 
+def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
+    run("train.py", *SMALL, "--rehearse", "imdb-wiki", "--epochs", 1, cwd=place)
+    text = the_log(place).read_text()
+    assert " --rehearse imdb-wiki " in text
+    assert "imdb-wiki imdb_crop train: " in text and "imdb-wiki imdb_crop valid" not in text and "cvpr2016 age valid" in text
+    assert "ResNet-18-Age-Gender-Emotion (rehearsing imdb-wiki, drawn sample)" in run("evaluate.py", "--logs", "logs", cwd=place).stdout
+
+
+def test_weights_are_relative(place):
+    for name, weights in (("ones", (1, 1, 1)), ("twos", (2, 2, 2)), ("more", (1, 0.1, 1))):
+        run("train.py", *SMALL, "--weights", *weights, "--epochs", 1, "--logs", name, cwd=place)
+    ones, twos, more = (figures(next((place / name).glob("*.txt"))) for name in ("ones", "twos", "more"))
+    assert ones == twos != more
+
+
 def test_two_processes_train_as_one_and_validate_every_image_once(place):
     run("train.py", *SMALL, "--epochs", 2, cwd=place)
     (one,) = evaluate.read_log(the_log(place))[1][1:]
@@ -165,7 +180,7 @@ def test_a_killed_process_ends_the_run_and_leaves_a_whole_checkpoint(place):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_last(place):
-    done = run("train.py", *SMALL, "--weights", "1e38", 0, 0, "--lr", 1000, "--epochs", 2, cwd=place, status=2)
+    done = run("train.py", *SMALL, "--weights", 1, 0, 0, "--lr", "1e30", "--epochs", 2, cwd=place, status=2)
     assert re.search(r"the loss is no number at step \d+ of 4 in epoch [12]; last.pth is that of epoch [01]", done.stderr)
     (last,) = place.glob("checkpoints/*/last.pth")
     assert all(torch.isfinite(value.float()).all() for value in torch.load(last, weights_only=True)["model"].values())
@@ -203,14 +218,14 @@ def test_a_set_that_a_task_needs_is_missing(place, tmp_path):
 
 
 def test_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    train.save({"epoch": 1}, tmp_path / "last.pth")
+    models.write_checkpoint({"epoch": 1}, tmp_path / "last.pth")
 
     def full(content, output):
         output.write(b"half")
         raise RuntimeError("unexpected pos")
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(datasets.DataError, match="can't be written"):
-        train.save({"epoch": 2}, tmp_path / "last.pth")
+    with pytest.raises(models.CheckpointError, match="can't be written"):
+        models.write_checkpoint({"epoch": 2}, tmp_path / "last.pth")
     assert torch.load(tmp_path / "last.pth", weights_only=True) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
 
