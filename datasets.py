@@ -638,32 +638,32 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
     Args: images, for each set (n_i, h, w, 3 or 1) uint8; size in pixels; draws (n, DRAWS) float32 in 0..1, on the images' device.
     Returns: (n, 3, size, size) float32, normalised, channels_last.
     """
-    mirror, turn, scale, right, down, grey, contrast, brightness, erase, top, left, height, width = draws.T
-    signed = 2 * draws - 1
-    _, turn, scale, right, down, _, contrast, brightness, *_ = signed.T
-    turn, zoom = turn * math.radians(15), 1.2 ** scale
-    flip = torch.where(mirror < 0.5, -1.0, 1.0)
-    rows = (flip * torch.cos(turn) * zoom, -torch.sin(turn) * zoom, right * 0.2,
-            flip * torch.sin(turn) * zoom, torch.cos(turn) * zoom, down * 0.2)
-    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), [len(draws), 1, size, size], align_corners=False)
-    resampled = []
-    for part, where in zip(images, grid.split([len(part) for part in images])):
-        part = F.grid_sample(part.permute(0, 3, 1, 2).float(), where, padding_mode="border", align_corners=False)
-        resampled.append(part.expand(-1, 3, -1, -1))
-    batch = torch.cat(resampled).contiguous(memory_format=torch.channels_last)
+    # each draw (n, 1, 1), next to the pixels' places (1, size) across and (size, 1) down, in parts of the side
+    mirror, turn, scale, right, down, grey, contrast, brightness, erase, top, left, height, width = draws.view(-1, DRAWS, 1, 1).unbind(1)
+    places = torch.arange(size, device=draws.device) / size
+    across, along = places.view(1, -1), places.view(-1, 1)
 
-    def column(values: torch.Tensor) -> torch.Tensor:
-        return values.view(-1, 1, 1, 1)
-    batch = batch.lerp((batch * constant(LUMA, batch.device)).sum(1, keepdim=True), column((grey < 0.2).float()))
-    gain = 1 + 0.3 * contrast
-    batch = normalise(batch, column(gain), column((1 - gain) / 2 + 0.15 * brightness))      # contrast turns around mid-grey
-    at = torch.arange(size, device=batch.device) / size
+    turn, zoom = math.radians(15) * (2 * turn - 1), 1.2 ** (2 * scale - 1)
+    cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
+    x, y = 2 * across + 1 / size - 1, 2 * along + 1 / size - 1         # grid_sample's coordinates, -1..1
+    x = torch.where(mirror < 0.5, -x, x)
+    grid = torch.stack((x * cos - y * sin + 0.2 * (2 * right - 1), x * sin + y * cos + 0.2 * (2 * down - 1)), 3)
+    batch = torch.empty((len(draws), 3, size, size), device=draws.device, memory_format=torch.channels_last)
+    counts = [len(part) for part in images]
+    for part, out, its_grid, greyed in zip(images, batch.split(counts), grid.split(counts), (grey < 0.2).float().unsqueeze(1).split(counts)):
+        out.copy_(F.grid_sample(part.permute(0, 3, 1, 2).float(), its_grid, padding_mode="border", align_corners=False))
+        if part.shape[3] == 3:
+            out.lerp_(F.conv2d(out, constant(LUMA, out.device)), greyed)
 
-    def within(begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    gain = 1 + 0.3 * (2 * contrast - 1)
+    shift = (1 - gain) / 2 + 0.15 * (2 * brightness - 1)               # contrast turns around mid-grey
+    batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
+
+    def within(places: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         length = 0.1 + 0.3 * length
-        begin = (begin * (1 - length)).unsqueeze(1)
-        return (at >= begin) & (at < begin + length.unsqueeze(1))
-    hole = within(top, height).unsqueeze(2) & within(left, width).unsqueeze(1) & (erase < 0.5).view(-1, 1, 1)
+        begin = begin * (1 - length)
+        return (places >= begin) & (places < begin + length)
+    hole = within(along, top, height) & within(across, left, width) & (erase < 0.5)
     return batch.masked_fill_(hole.unsqueeze(1), 0)
 
 
