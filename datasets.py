@@ -560,24 +560,34 @@ def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
     return Labels(*(torch.from_numpy(np.concatenate([getattr(faces, task)[chosen] for faces, chosen in zip(sets, rows)])) for task in TASKS))
 
 
-def pools(sets: list[Faces]) -> list[list[int]]:
-    """What is drawn in equal shares: for each task, the numbers of the sets that serve it; tasks that the same sets serve share one."""
-    serving = [[i for i, faces in enumerate(sets) if known(faces, task).any()] for task in TASKS]
-    return [of for i, of in enumerate(serving) if of and of not in serving[:i]]
+def pools(sets: list[Faces]) -> dict[tuple[int, ...], list[str]]:
+    """What is drawn together: the numbers of the sets that serve a task -> that task, and whatever else the same sets serve."""
+    result = {}
+    for task in TASKS:
+        if serving := tuple(i for i, faces in enumerate(sets) if known(faces, task).any()):
+            result.setdefault(serving, []).append(task)
+    return result
 
 
 def batches(sets: list[Faces], samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """One epoch: `samples` rows of each of `pools`, in steps of `batch_size` images in which every pool has its share.
 
-    A pool that is too small is shown again and again, in a new order each time, so that its images come up equally often.
+    In a pool, the splits take turns, however large they are. What a split has too little of is shown again and again, in a new order
+    each time, so that its images come up equally often.
     All chance comes from `seed` and `epoch`, drawn for the whole step; process `rank` of `world` takes its slice.
     """
     rng = np.random.default_rng((seed, epoch))
     columns = []
-    for pool in pools(sets):
-        rows = np.concatenate([np.stack([np.full(len(chosen), i), chosen], 1) for i in pool for chosen in [labelled(sets[i])]])
-        orders = [rng.permutation(len(rows)) for _ in range(math.ceil(samples / len(rows)))]
-        columns.append(rows[np.concatenate(orders)[:samples]])
+    for serving, tasks in pools(sets).items():
+        splits = {}
+        for i in serving:
+            chosen = np.flatnonzero(sum(known(sets[i], task) for task in tasks))
+            splits.setdefault(sets[i].folder, []).append(np.stack([np.full(len(chosen), i), chosen], 1))
+        shares, share = [], math.ceil(samples / len(splits))
+        for rows in map(np.concatenate, splits.values()):
+            orders = [rng.permutation(len(rows)) for _ in range(math.ceil(share / len(rows)))]
+            shares.append(rows[np.concatenate(orders)[:share]])
+        columns.append(np.stack(shares, 1).reshape(-1, 2)[:samples])
     epoch_rows = np.stack(columns, 1).reshape(-1, 2)        # (samples x pools, 2): set, row; pool after pool in turn
     for step in np.array_split(epoch_rows, math.ceil(len(epoch_rows) / batch_size)):       # none much smaller than the others
         draws = rng.random((len(step), DRAWS), np.float32)

@@ -414,13 +414,13 @@ def read_predictions(file: Path, sets: list[Faces]) -> list[Predictions]:
 
 # ---- checkpoints and pictures ----------------------------------------------------------------------------------------
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The best.pth that was written last or, where there is none, the weights that come with the project. Raises DataError."""
-    if found := sorted(folder.glob("*/best.pth"), key=lambda file: file.stat().st_mtime):
+def newest_checkpoint(folder: Path | None) -> Path:
+    """The best.pth that was written last; where no folder is named and checkpoints/ has none, the project's own weights. Raises DataError."""
+    if found := sorted((folder or Path("checkpoints")).glob("*/best.pth"), key=lambda file: file.stat().st_mtime):
         return found[-1]
-    if not SHIPPED.is_file():
-        raise DataError(f"no run's best.pth in {folder}/ and no {SHIPPED}; train one, or name one by --checkpoint")
-    print(f"no run of your own in {folder}/: these are the weights that come with the project")
+    if folder or not SHIPPED.is_file():
+        raise DataError(f"no run's best.pth in {folder or 'checkpoints'}/; train one, or name one by --checkpoint")
+    print("no run of your own in checkpoints/: these are the weights that come with the project")
     return SHIPPED
 
 
@@ -443,9 +443,9 @@ def open_checkpoint(file: Path) -> tuple[models.FaceNet, int, list[str], dict]:
         if content[key] != value:
             raise models.CheckpointError(f"{file}: its {key} are {content[key]}; this code's are {value}")
     size, tasks, margin = content["image_size"], content["tasks"], content.get("margin", MARGIN)
-    if not isinstance(size, int) or not 16 <= size <= 1024 or not isinstance(tasks, list) or not tasks or set(tasks) - set(TASKS):
+    if not isinstance(size, int) or not 16 <= size <= 1024 or not isinstance(tasks, list) or not tasks or any(task not in TASKS for task in tasks):
         raise models.CheckpointError(f"{file}: an image size of {size!r} for tasks {tasks!r}; expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
-    if not isinstance(margin, float) or not 0 <= margin <= 2:
+    if type(margin) not in (int, float) or not 0 <= margin <= 2:
         raise models.CheckpointError(f"{file}: a margin of {margin!r} around faces; expected 0 to 2 times the face")
     model = models.FaceNet()
     try:
@@ -460,7 +460,7 @@ def export(content: dict, margin: float, file: Path) -> None:
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in content["model"].items()}
     if wrong := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
         raise models.CheckpointError(f"{file}: not written, {wrong[0]} holds values that half precision can't")
-    models.write_checkpoint({"model": tensors, "margin": margin, **{key: content[key] for key in ("image_size", "tasks", *description())}}, file)
+    models.write_checkpoint({"model": tensors, "margin": margin, "drawn": content.get("drawn") is True, **{key: content[key] for key in ("image_size", "tasks", *description())}}, file)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -586,14 +586,14 @@ def main() -> int | None:
     parser.add_argument("--split", choices=datasets.SPLITS, help="the split to judge on")
     parser.add_argument("--subset", choices=datasets.SUBSETS, default="valid", help="its part (default: valid)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model (default: the best.pth under --checkpoints that was written last, or the weights that come with the project)")
-    parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="DIR", help="where runs save (default: checkpoints)")
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="where runs save (default: checkpoints)")
     parser.add_argument("--tta", action="store_true", help="average the predictions for each image and its mirror image")
     parser.add_argument("--predictions", type=Path, metavar="FILE.csv", help="score these predictions instead of a model's")
     parser.add_argument("--save-predictions", type=Path, metavar="FILE.csv", help="write the model's predictions for the split")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write what is predicted for the pictures")
     parser.add_argument("--detect", action="store_true", help="find the faces in the pictures first (needs OpenCV)")
     parser.add_argument("--margin", type=datasets.in_range(float, 0, 2), metavar="PART",
-                        help=f"with --detect and --export: what the crops have on each side of a face, in its sides (default: the checkpoint's, or {MARGIN})")
+                        help=f"with --detect and --export: what the crops have on each side of a face, in its sides (default: what the checkpoint was exported with, or {MARGIN})")
     parser.add_argument("--export", type=Path, metavar="FILE.pth", help="write the checkpoint's weights in half precision, for giving on")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write each picture there with what was predicted drawn on it")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
@@ -610,6 +610,8 @@ def main() -> int | None:
         parser.error("--csv, --out and --detect go with pictures")
     if not args.split and args.save_predictions or (args.pictures or args.export) and args.plot:
         parser.error("--save-predictions goes with --split, --plot with --split or --logs")
+    if args.export and (args.tta or args.export.exists()):
+        parser.error(f"{args.export} is there already" if args.export.exists() else "--tta goes with --split or pictures")
     if args.margin is not None and not args.detect and not args.export:
         parser.error("--margin goes with --detect or --export")
     if args.logs:
@@ -629,7 +631,7 @@ def main() -> int | None:
         if not (tasks := [task for task in tasks if task in trained]):
             raise DataError(f"{checkpoint}: trained for {', '.join(trained)}; {args.split} tells {', '.join(datasets.SPLITS[args.split])}")
         print(f"{checkpoint}: {size} px, trained for {', '.join(trained)}"
-              + (f"; epoch {content['epoch']}" if "epoch" in content else "") + ("; mean of image and mirror image (--tta)" if args.tta else ""))
+              + (f"; epoch {content['epoch']}" if type(content.get("epoch")) is int else "") + ("; mean of image and mirror image (--tta)" if args.tta else ""))
         margin = content.get("margin", MARGIN) if args.margin is None else args.margin
     if args.export:
         export(content, margin, args.export)
@@ -638,7 +640,7 @@ def main() -> int | None:
     if args.pictures:
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
-        if content.get("drawn"):
+        if content.get("drawn") is True:
             print("trained on drawn faces: what it tells of photos means nothing; --checkpoint names another")
         if not args.detect:
             print("the whole picture is taken as the face's crop; --detect finds the faces in a photo")

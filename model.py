@@ -1,4 +1,4 @@
-"""The network, a torchvision ResNet-18 whose final fully connected layer is replaced by three heads; its losses; loading weights."""
+"""The network, a torchvision ResNet-18 whose final fully connected layer is replaced by three heads; its losses; checkpoints."""
 import copy
 import os
 import pickle

@@ -4,6 +4,7 @@
     python train.py --split imdb-wiki --weights 1 1 0                         step 1: pretrain age and gender
     python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all three tasks (also 1 0.1 1)
     python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: age; 0 1 0 gender; 0 0 1 emotion
+    python train.py ... --rehearse imdb-wiki                                  go on showing what was pretrained on, against forgetting
     python train.py --resume checkpoints/RUN/last.pth                         go on with a run that was stopped
     torchrun --nproc-per-node=4 train.py ...                                  the same on several GPUs
 """
@@ -67,7 +68,9 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     args.image_size = args.image_size or (64 if sample else 224)
     args.samples = args.samples or (1000 if sample else 28710)
     args.split = list(dict.fromkeys(args.split))
-    args.rehearse = [split for split in dict.fromkeys(args.rehearse) if split not in args.split]
+    args.rehearse = list(dict.fromkeys(args.rehearse))
+    if twice := [split for split in args.rehearse if split in args.split]:
+        parser.error(f"--rehearse {twice[0]}: --split has it already")
     if not any(args.weights):
         parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
     return args, content
@@ -135,7 +138,8 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
     Returns: figures for the log, over all processes: lr, the epoch's highest; {task}_loss; gender_acc, emotion_acc in percent.
     Raises: DataError where a loss is no number.
     """
-    weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
+    whole = sum(args.weights)           # the weighted mean of the tasks' losses is followed, lest three tasks take thrice the step of one
+    weights = {task: weight / whole for task, weight in zip(TASKS, args.weights) if weight}
     steps = math.ceil(args.samples * len(datasets.pools(sets)) / args.batch_size)
     rates = [rate_at((epoch - 1) * steps + step, args.epochs * steps, args.lr) for step in range(steps)]
     sums = torch.zeros((len(weights), 2), dtype=torch.float64, device=device)      # of losses and of right answers, by task
@@ -151,9 +155,7 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
             outputs = network(inputs, tuple(weights))
         losses = models.losses(outputs, labels)
         # the mean over the labels known in the whole step; times `world`, since DDP takes the mean over processes
-        # a mean, of tasks as of labels, lest three tasks take thrice the step of one; times `world`, since DDP takes the mean over processes
-        means = {task: losses[task].sum() / max(batch.known[task], 1) for task in weights}
-        loss = sum(weight * means[task] for task, weight in weights.items()) / sum(weights.values()) * world
+        loss = sum(weight * losses[task].sum() / max(batch.known[task], 1) for task, weight in weights.items()) * world
         for group in optimizer.param_groups:
             group["lr"] = rates[step]
         optimizer.zero_grad()
@@ -195,6 +197,8 @@ def main() -> int | None:
     tasks = [task for task, weight in zip(TASKS, args.weights) if weight]
     if unserved := [task for task in tasks if not any(task in datasets.SPLITS[split] for split in args.split)]:
         raise DataError(f"--split {' '.join(args.split)} has no labels for {unserved[0]}, whose weight is not 0")
+    if useless := [split for split in args.rehearse if not set(tasks) & set(datasets.SPLITS[split])]:
+        raise DataError(f"--rehearse {useless[0]} has labels for {' and '.join(datasets.SPLITS[useless[0]])} alone, whose weights are 0")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if args.batch_size < 2 * world or args.samples < 2 * world:
         raise DataError(f"--batch-size and --samples: at least 2 for each of {world} processes are needed")
@@ -205,6 +209,10 @@ def main() -> int | None:
     model = models.FaceNet()
     begun = models.load_weights(model, args.pretrained) if args.pretrained and not resumed else None
     sets, valid = load_sets(args, tasks, "train"), load_sets(args, tasks, "valid")
+    for part, of in ((sets, "train"), (valid, "valid")):
+        for task in tasks:
+            if not any(datasets.known(faces, task).any() for faces in part):
+                raise DataError(f"--split {' '.join(args.split)}: no face of known {task} in its {of} part")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:                       # only now: while one process decodes, the others wait for the cache, however long

@@ -252,7 +252,7 @@ def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_p
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work)
     assert "MB, for crops with 40 % of the face on each side" in done.stdout
     content = torch.load(tmp_path / "own.pth", weights_only=True)
-    assert set(content) == {"model", "margin", "image_size", "tasks", "mean", "std", "ages", "genders", "emotions"}
+    assert set(content) == {"model", "margin", "drawn", "image_size", "tasks", "mean", "std", "ages", "genders", "emotions"}
     assert (tmp_path / "own.pth").stat().st_size < 25e6
     figures = []
     for checkpoint in (tmp_path / "own.pth", next((work / "checkpoints").glob("*/best.pth"))):
@@ -264,8 +264,9 @@ def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_p
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "own.pth")
     done = run("evaluate.py", "a.jpg", cwd=tmp_path)
     assert "no run of your own in checkpoints/: these are the weights that come with the project" in done.stdout and "a.jpg: age" in done.stdout
-    assert "drawn faces" not in done.stdout
-    assert "drawn faces" in run("evaluate.py", tmp_path / "a.jpg", cwd=work).stdout
+    assert "drawn faces" in done.stdout                     # it was trained on the sample, and still says so
+    assert "no run's best.pth in gone/" in run("evaluate.py", "a.jpg", "--checkpoints", "gone", cwd=tmp_path, status=2).stderr
+    assert "own.pth is there already" in run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work, status=2).stderr
     assert "132 of the model's 132 tensors loaded" in models.load_weights(models.FaceNet(), tmp_path / "own.pth")
 
 
@@ -308,7 +309,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv: not a readable CSV"),
     (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"), (["x.jpg", "--plot", "p.png"], "--plot with"),
-    (["x.jpg", "--margin", 0.1], "--margin goes with"), (["x.jpg", "--detect", "--margin", 3], "out of range"), (["--export", "gone/p.pth"], "its folder is not there"),
+    (["x.jpg", "--margin", 0.1], "--margin goes with"), (["x.jpg", "--detect", "--margin", 3], "out of range"), (["--export", "gone/p.pth"], "its folder is not there"), (["--export", "p.pth", "--tta"], "--tta goes with"),
 ])
 def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "not there")
@@ -321,7 +322,7 @@ def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
     (best,) = (work / "checkpoints").glob("*/best.pth")
     content = torch.load(best, weights_only=True)
     for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"), ({"image_size": 10**9}, "an image size of"),
-                             ({"model": {"x": torch.zeros(1)}}, "not this network's"), ({"tasks": []}, "for tasks"), ({"margin": "wide"}, "a margin of")):
+                             ({"model": {"x": torch.zeros(1)}}, "not this network's"), ({"tasks": []}, "for tasks"), ({"margin": "wide"}, "a margin of"), ({"tasks": [["age"]]}, "for tasks")):
         torch.save(content | change, tmp_path / "c.pth")
         with pytest.raises(models.CheckpointError, match=expected):
             evaluate.open_checkpoint(tmp_path / "c.pth")

@@ -129,6 +129,12 @@ def test_pretraining_and_fine_tuning(place):
 def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
     run("train.py", *SMALL, "--rehearse", "imdb-wiki", "--epochs", 1, cwd=place)
     text = the_log(place).read_text()
+    (last,) = place.glob("checkpoints/*/last.pth")
+    content = torch.load(last, weights_only=True)
+    content["settings"]["epochs"] = 2
+    torch.save(content, last)
+    run("train.py", "--resume", last, cwd=place)
+    assert len(evaluate.read_log(the_log(place))[1]) == 2
     assert " --rehearse imdb-wiki " in text
     assert "imdb-wiki imdb_crop train: " in text and "imdb-wiki imdb_crop valid" not in text and "cvpr2016 age valid" in text
     assert "ResNet-18-Age-Gender-Emotion (rehearsing imdb-wiki, drawn sample)" in run("evaluate.py", "--logs", "logs", cwd=place).stdout
@@ -203,6 +209,7 @@ def test_ctrl_c_tells_how_to_resume(place):
     (["--weights", "nan", 1, 1], "out of range"), (["--weights", "inf", 1, 1], "out of range"), (["--weights", "a", 1, 1], "invalid number"),
     (["--epochs", 0], "out of range"), (["--image-size", 8], "out of range"), (["--lr", 0], "out of range"), (["--split", "lfw"], "invalid choice"),
     (["--split", "fer2013", "--weights", 1, 0, 0], "no labels for age"), (["--split", "imdb-wiki"], "no labels for emotion"),
+    (["--weights", 0, 0, 1, "--rehearse", "imdb-wiki"], "alone, whose weights are 0"), (["--rehearse", "fer2013"], "--split has it already"),
     (["--data", "nowhere"], "no data root nowhere/"), (["--pretrained", "gone.pth"], "no checkpoint gone.pth"), (["--resume", "gone.pth"], "no checkpoint gone.pth"),
     (["--device", "tpu9"], "--device tpu9"), (["--logs", "file/logs"], "file"), (["--checkpoints", "file/checkpoints"], "file"),
 ])
