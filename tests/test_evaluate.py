@@ -278,7 +278,6 @@ def test_weights_that_half_precision_cannot_hold_are_not_written(trained, work, 
     assert not (tmp_path / "e.pth").exists()
 
 
-@pytest.mark.skipif(not evaluate.SHIPPED.is_file(), reason="the project's weights are not there")
 def test_shipped_weights(tmp_path):
     assert evaluate.SHIPPED.stat().st_size < 25e6
     model, size, tasks, _ = evaluate.open_checkpoint(evaluate.SHIPPED)
