@@ -76,9 +76,14 @@ def in_range(kind: type, low: float, high: float = math.inf):
 def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
     """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status 2."""
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()                                  # here a closed pipe can still be caught
+        sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:                                 # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (DataError, OSError, *mistakes) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":        # one line a host, not one a process
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
@@ -642,8 +647,8 @@ def prepare(images: torch.Tensor, size: int) -> torch.Tensor:
 def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch.Tensor:
     """The network's input, as training has it: `prepare` with chance, the whole batch at once.
 
-    Each image is mirrored or not, turned by up to 15 degrees, scaled by up to 20 %, shifted by up to 10 %, in one bilinear
-    resampling; one in five turns grey; contrast varies by 30 %, brightness by 0.15; from one in two a rectangle is erased.
+    Each image is mirrored or not, turned by up to 10 degrees, scaled by up to 15 %, shifted by up to 8 %, in one bilinear
+    resampling; one in five turns grey; contrast varies by 20 %, brightness by 0.1; from one in four a rectangle is erased.
 
     Args: images, for each set (n_i, h, w, 3 or 1) uint8; size in pixels; draws (n, DRAWS) float32 in 0..1, on the images' device.
     Returns: (n, 3, size, size) float32, normalised, channels_last.
@@ -653,11 +658,11 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
     places = torch.arange(size, device=draws.device) / size
     across, along = places.view(1, -1), places.view(-1, 1)
 
-    turn, zoom = math.radians(15) * (2 * turn - 1), 1.2 ** (2 * scale - 1)
+    turn, zoom = math.radians(10) * (2 * turn - 1), 1.15 ** (2 * scale - 1)
     cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
     x, y = 2 * across + 1 / size - 1, 2 * along + 1 / size - 1         # grid_sample's coordinates, -1..1
     x = torch.where(mirror < 0.5, -x, x)
-    grid = torch.stack((x * cos - y * sin + 0.2 * (2 * right - 1), x * sin + y * cos + 0.2 * (2 * down - 1)), 3)
+    grid = torch.stack((x * cos - y * sin + 0.16 * (2 * right - 1), x * sin + y * cos + 0.16 * (2 * down - 1)), 3)
     batch = torch.empty((len(draws), 3, size, size), device=draws.device, memory_format=torch.channels_last)
     counts = [len(part) for part in images]
     for part, out, its_grid, greyed in zip(images, batch.split(counts), grid.split(counts), (grey < 0.2).float().unsqueeze(1).split(counts)):
@@ -665,15 +670,15 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
         if part.shape[3] == 3:
             out.lerp_(F.conv2d(out, constant(LUMA, out.device)), greyed)
 
-    gain = 1 + 0.3 * (2 * contrast - 1)
-    shift = (1 - gain) / 2 + 0.15 * (2 * brightness - 1)               # contrast turns around mid-grey
+    gain = 1 + 0.2 * (2 * contrast - 1)
+    shift = (1 - gain) / 2 + 0.1 * (2 * brightness - 1)               # contrast turns around mid-grey
     batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
 
     def within(places: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         length = 0.1 + 0.3 * length
         begin = begin * (1 - length)
         return (places >= begin) & (places < begin + length)
-    hole = within(along, top, height) & within(across, left, width) & (erase < 0.5)
+    hole = within(along, top, height) & within(across, left, width) & (erase < 0.25)
     return batch.masked_fill_(hole.unsqueeze(1), 0)
 
 

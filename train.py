@@ -28,6 +28,12 @@ SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 
 
+def as_arguments(settings: dict) -> list[str]:
+    """Settings as the command line that gives them, without those that are None or an empty list."""
+    return [text for name, value in settings.items() if value not in (None, [])
+            for text in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]
+
+
 def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     """The command line's settings and, with --resume, the checkpoint's content, whose settings are then the defaults."""
     parser = datasets.Parser(__doc__)
@@ -53,16 +59,19 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     args, content = parser.parse_args(), None
     if args.resume:
         content = models.read_checkpoint(args.resume)
-        if not isinstance(content.get("training"), dict):
+        training = content.get("training")
+        if not isinstance(training, dict):
             raise models.CheckpointError(f"{args.resume}: has no training state to go on from; expected a run's last.pth")
-        lacking = [key for keys, part in ((("model", "epoch", "settings"), content), (SETTINGS, content.get("settings", {})),
-                                          (("optimizer", "best", "rows", "folders", "log_size"), content["training"])) for key in keys if key not in part]
-        if lacking:
+        for part, kinds in ((content, {"model": dict, "epoch": int, "settings": dict}),
+                            (training, {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int})):
+            if lacking := [name for name, kind in kinds.items() if not isinstance(part.get(name), kind)]:
+                raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
+        settings = content["settings"]
+        if lacking := [name for name in SETTINGS if name not in settings]:
             raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
-        parser.set_defaults(**content["training"]["folders"], **content["settings"])
-        args = parser.parse_args()
-        if other := [name for name in SETTINGS if getattr(args, name) != content["settings"][name]]:
-            raise DataError(f"--{other[0].replace('_', '-')} is {getattr(args, other[0])}, the run's is {content['settings'][other[0]]}; "
+        args = parser.parse_args(as_arguments({**training["folders"], **settings}) + sys.argv[1:])      # of two, the later counts
+        if other := [name for name in SETTINGS if getattr(args, name) != settings[name]]:
+            raise DataError(f"--{other[0].replace('_', '-')} is {getattr(args, other[0])}, the run's is {settings[other[0]]}; "
                             "leave it out to go on with the run, or begin a new one with --pretrained")
     sample = args.data == "sample"
     args.image_size = args.image_size or (64 if sample else 224)
@@ -250,8 +259,7 @@ def main() -> int | None:
     shown = {"data": args.data, **settings, "weights": weights}
     if resumed:
         log(f"resumed after epoch {first - 1}")
-    log("train.py " + " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-                               for name, value in shown.items() if value not in (None, [])))
+    log(" ".join(("train.py", *as_arguments(shown))))
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     log(f"torch {torch.__version__}, {kind}, {'bfloat16' if half_precision(device) else 'float32'}, {world} process{'es' * (world > 1)}")
     if args.data == "sample":

@@ -370,10 +370,10 @@ def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does_and_erases_what
     images = torch.randint(0, 255, (5, 64, 64, 3), dtype=torch.uint8, generator=generator)
     draws = torch.full((5, datasets.DRAWS), 0.5)
     draws[:, :5] = torch.rand((5, 5), generator=generator)
-    turn, zoom = (2 * draws[:, 1] - 1) * math.pi / 12, 1.2 ** (2 * draws[:, 2] - 1)
+    turn, zoom = (2 * draws[:, 1] - 1) * math.pi / 18, 1.15 ** (2 * draws[:, 2] - 1)
     flip = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
-    theta = torch.stack((flip * turn.cos() * zoom, -turn.sin() * zoom, 0.2 * (2 * draws[:, 3] - 1),
-                         flip * turn.sin() * zoom, turn.cos() * zoom, 0.2 * (2 * draws[:, 4] - 1)), 1).view(5, 2, 3)
+    theta = torch.stack((flip * turn.cos() * zoom, -turn.sin() * zoom, 0.16 * (2 * draws[:, 3] - 1),
+                         flip * turn.sin() * zoom, turn.cos() * zoom, 0.16 * (2 * draws[:, 4] - 1)), 1).view(5, 2, 3)
     grid = torch.nn.functional.affine_grid(theta, [5, 3, 64, 64], align_corners=False)
     moved = torch.nn.functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
     torch.testing.assert_close(datasets.augment([images], 64, draws), datasets.normalise(moved), atol=1e-3, rtol=0)

@@ -1,6 +1,8 @@
 """Metrics, logs, the table, predictions."""
 import csv
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -330,6 +332,14 @@ def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
         evaluate.open_checkpoint(tmp_path / "c.pth")
     torch.save(content | {"tasks": ["age"]}, tmp_path / "c.pth")
     assert "trained for age" in run("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth", cwd=work, status=2).stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_error(work):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--logs", ROOT / "logs"], cwd=work, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode == 141 and not done.stderr
 
 
 def test_help_shows_the_commands(tmp_path):

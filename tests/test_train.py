@@ -105,6 +105,17 @@ def test_resume_with_other_settings_or_without_state(trained, work):
     assert "no training state" in run("train.py", "--resume", last.with_name("best.pth"), cwd=work, status=2).stderr
 
 
+@pytest.mark.parametrize("part, name, value, expected", [
+    (None, "settings", [1], "tells no settings"), ("settings", "lr", "fast", "--lr"), ("settings", "image_size", [64, 64], "64"),
+    ("training", "rows", None, "tells no rows"), ("training", "folders", {"lags": "logs"}, "--lags"), ("settings", "seed", None, "--seed")])
+def test_resume_from_a_checkpoint_of_odd_content(trained, work, tmp_path, part, name, value, expected):
+    (last,) = (work / "checkpoints").glob("*/last.pth")
+    content = torch.load(last, weights_only=True)
+    (content[part] if part else content)[name] = value
+    torch.save(content, tmp_path / "last.pth")
+    assert expected in run("train.py", "--resume", tmp_path / "last.pth", cwd=work, status=2).stderr
+
+
 def test_a_task_of_weight_0_reads_nothing_and_logs_0(work, tmp_path):
     shutil.copytree(work / "data/sample/fer2013", tmp_path / "data/fer2013")
     run("train.py", "--weights", 0, 0, 0.5, "--image-size", 32, "--samples", 64, "--epochs", 1, cwd=tmp_path)
