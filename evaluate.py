@@ -250,7 +250,9 @@ def results_table(folder: Path) -> str:
         tasks = [task for task in TASKS if any(figures[names[task]] for figures in epochs)]
         best = min(epochs, key=lambda figures: mean_error({names[task].removeprefix("val_"): figures[names[task]] for task in tasks}))
         name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
-        where = [option("split")] * ("imdb-wiki" in option("split")) + [f"rehearsing {option('rehearse')}"] * bool(option("rehearse"))
+        pretraining = "imdb-wiki" in option("split")
+        where = [option("split")] * pretraining + [f"rehearsing {option('rehearse')}"] * bool(option("rehearse"))
+        where += ["from scratch"] * (bool(command) and not pretraining and not option("pretrained"))
         where += ["drawn sample"] * (option("data") == "sample")
         rows.append([name + (f" ({', '.join(where)})" if where else ""), *(f"{best[names[task]]:.2f}" if task in tasks else "" for task in TASKS),
                      ", ".join(option("weights").split()), option("lr") or str(epochs[0].get("lr", ""))])

@@ -115,7 +115,7 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
             lines += evaluate.epoch_lines({"lr": 0.01, "epoch": i, **values})
         (tmp_path / name).write_text("".join(f"[01.01.2026 00:00:00] {line}\n" for line in lines))
     log("1.txt", "train.py --data data --split imdb-wiki --weights 1 1 0 --lr 0.03", {"age_mae": 6.0, "val_gender_acc": 90.0})
-    log("2.txt", "train.py --data data --split cvpr2016 fer2013 --weights 1 0.1 1 --lr 0.01",
+    log("2.txt", "train.py --data data --split cvpr2016 fer2013 --weights 1 0.1 1 --pretrained a/best.pth --lr 0.01",
         {"age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0}, {"age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
     log("3.txt", "train.py --data sample --split fer2013 --weights 0 0 1 --lr 0.02", {"val_emotion_acc": 60.0}, {"val_emotion_acc": 70.123})
     log("4.txt", "train.py --data data")
@@ -125,7 +125,7 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
     assert [row[0] for row in rows[2:7]] == [f"ResNet-18-{name} (seed)" for name in ("Age-Gender-Emotion", "Age-Gender-Emotion", "Age", "Gender", "Emotion")]
     assert rows[7:] == [["ResNet-18-Age-Gender (imdb-wiki)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
                         ["ResNet-18-Age-Gender-Emotion", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
-                        ["ResNet-18-Emotion (drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
+                        ["ResNet-18-Emotion (from scratch, drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
     assert "4.txt: no finished epoch" in done.stderr
     assert "no logs" in run("evaluate.py", "--logs", tmp_path / "nowhere", cwd=tmp_path, status=2).stderr
 

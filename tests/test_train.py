@@ -148,7 +148,7 @@ def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
     assert len(evaluate.read_log(the_log(place))[1]) == 2
     assert " --rehearse imdb-wiki " in text
     assert "imdb-wiki imdb_crop train: " in text and "imdb-wiki imdb_crop valid" not in text and "cvpr2016 age valid" in text
-    assert "ResNet-18-Age-Gender-Emotion (rehearsing imdb-wiki, drawn sample)" in run("evaluate.py", "--logs", "logs", cwd=place).stdout
+    assert "ResNet-18-Age-Gender-Emotion (rehearsing imdb-wiki, from scratch, drawn sample)" in run("evaluate.py", "--logs", "logs", cwd=place).stdout
 
 
 def test_weights_are_relative(place):
