@@ -62,12 +62,11 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
         training = content.get("training")
         if not isinstance(training, dict):
             raise models.CheckpointError(f"{args.resume}: has no training state to go on from; expected a run's last.pth")
-        for part, kinds in ((content, {"model": dict, "epoch": int, "settings": dict}),
-                            (training, {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int})):
-            if lacking := [name for name, kind in kinds.items() if not isinstance(part.get(name), kind)]:
-                raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
-        settings = content["settings"]
-        if lacking := [name for name in SETTINGS if name not in settings]:
+        lacking = [name for part, kinds in ((content, {"model": dict, "epoch": int, "settings": dict}),
+                                            (training, {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int}))
+                   for name, kind in kinds.items() if not isinstance(part.get(name), kind)]
+        settings = content.get("settings")
+        if lacking := lacking or [name for name in SETTINGS if name not in settings]:
             raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
         args = parser.parse_args(as_arguments({**training["folders"], **settings}) + sys.argv[1:])      # of two, the later counts
         if other := [name for name in SETTINGS if getattr(args, name) != settings[name]]:
