@@ -557,7 +557,8 @@ class Batch(NamedTuple):
     known: dict[str, int]       # labels known of each task, in the whole step, all processes together
 
 
-DRAWS = 13
+DRAWS = 8
+MOST = 28710         # images an epoch draws of what is larger, as many as FER2013 has
 
 
 def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
@@ -565,35 +566,39 @@ def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
     return Labels(*(torch.from_numpy(np.concatenate([getattr(faces, task)[chosen] for faces, chosen in zip(sets, rows)])) for task in TASKS))
 
 
-def pools(sets: list[Faces]) -> dict[tuple[int, ...], list[str]]:
-    """What is drawn together: the numbers of the sets that serve a task -> that task, and whatever else the same sets serve."""
-    result = {}
+def pools(sets: list[Faces], samples: int | None = None) -> dict[tuple[int, ...], int]:
+    """What is drawn together: the numbers of sets that share a task, directly or through others -> how many of their rows an epoch draws.
+
+    That is `samples` or, without it, each row once, MOST rows at most.
+    """
+    joined = []
     for task in TASKS:
-        if serving := tuple(i for i, faces in enumerate(sets) if known(faces, task).any()):
-            result.setdefault(serving, []).append(task)
-    return result
+        if serving := {i for i, faces in enumerate(sets) if known(faces, task).any()}:
+            apart = [pool for pool in joined if pool.isdisjoint(serving)]
+            joined = apart + [serving.union(*(pool for pool in joined if pool not in apart))]
+    return {tuple(sorted(pool)): samples or min(sum(len(labelled(sets[i])) for i in pool), MOST) for pool in joined}
 
 
-def batches(sets: list[Faces], samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """One epoch: `samples` rows of each of `pools`, in steps of `batch_size` images in which every pool has its share.
+def batches(sets: list[Faces], samples: int | None, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """One epoch: what `pools` draws, in steps of `batch_size` images in which every pool has its share.
 
     In a pool, the splits take turns, however large they are. What a split has too little of is shown again and again, in a new order
     each time, so that its images come up equally often.
     All chance comes from `seed` and `epoch`, drawn for the whole step; process `rank` of `world` takes its slice.
     """
     rng = np.random.default_rng((seed, epoch))
-    columns = []
-    for serving, tasks in pools(sets).items():
+    drawn = []
+    for pool, total in pools(sets, samples).items():
         splits = {}
-        for i in serving:
-            chosen = np.flatnonzero(sum(known(sets[i], task) for task in tasks))
+        for i in pool:
+            chosen = labelled(sets[i])
             splits.setdefault(sets[i].folder, []).append(np.stack([np.full(len(chosen), i), chosen], 1))
-        shares, share = [], math.ceil(samples / len(splits))
-        for rows in map(np.concatenate, splits.values()):
-            orders = [rng.permutation(len(rows)) for _ in range(math.ceil(share / len(rows)))]
-            shares.append(rows[np.concatenate(orders)[:share]])
-        columns.append(np.stack(shares, 1).reshape(-1, 2)[:samples])
-    epoch_rows = np.stack(columns, 1).reshape(-1, 2)        # (samples x pools, 2): set, row; pool after pool in turn
+        for turn, rows in enumerate(map(np.concatenate, splits.values())):
+            share = len(range(turn, total, len(splits)))
+            orders = [rng.permutation(len(rows)) for _ in range(share // len(rows) + 1)]
+            drawn.append(rows[np.concatenate(orders)[:share]])
+    places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in drawn])      # each spread evenly over the epoch
+    epoch_rows = np.concatenate(drawn)[np.argsort(places, kind="stable")]                      # (n, 2): set, row
     for step in np.array_split(epoch_rows, math.ceil(len(epoch_rows) / batch_size)):       # none much smaller than the others
         draws = rng.random((len(step), DRAWS), np.float32)
         by_set = [step[step[:, 0] == i, 1] for i in range(len(sets))]
@@ -648,13 +653,13 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
     """The network's input, as training has it: `prepare` with chance, the whole batch at once.
 
     Each image is mirrored or not, turned by up to 10 degrees, scaled by up to 15 %, shifted by up to 8 %, in one bilinear
-    resampling; one in five turns grey; contrast varies by 20 %, brightness by 0.1; from one in four a rectangle is erased.
+    resampling; one in five turns grey; contrast varies by 20 %, brightness by 0.1.
 
     Args: images, for each set (n_i, h, w, 3 or 1) uint8; size in pixels; draws (n, DRAWS) float32 in 0..1, on the images' device.
     Returns: (n, 3, size, size) float32, normalised, channels_last.
     """
     # each draw (n, 1, 1), next to the pixels' places (1, size) across and (size, 1) down, in parts of the side
-    mirror, turn, scale, right, down, grey, contrast, brightness, erase, top, left, height, width = draws.view(-1, DRAWS, 1, 1).unbind(1)
+    mirror, turn, scale, right, down, grey, contrast, brightness = draws.view(-1, DRAWS, 1, 1).unbind(1)
     places = torch.arange(size, device=draws.device) / size
     across, along = places.view(1, -1), places.view(-1, 1)
 
@@ -672,14 +677,7 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
 
     gain = 1 + 0.2 * (2 * contrast - 1)
     shift = (1 - gain) / 2 + 0.1 * (2 * brightness - 1)               # contrast turns around mid-grey
-    batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
-
-    def within(places: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        length = 0.1 + 0.3 * length
-        begin = begin * (1 - length)
-        return (places >= begin) & (places < begin + length)
-    hole = within(along, top, height) & within(across, left, width) & (erase < 0.25)
-    return batch.masked_fill_(hole.unsqueeze(1), 0)
+    return normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
 
 
 # ---- the drawn sample ------------------------------------------------------------------------------------------------

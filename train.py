@@ -47,8 +47,8 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
-    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch and task, a smaller set shown repeatedly (default: 28710; 1000 for the sample)")
-    parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=12, metavar="N", help="default: 12")
+    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch draws of sets that share a task, of few repeatedly (default: each once, 28710 at most; 1000 for the sample)")
+    parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=24, metavar="N", help="default: 24")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
     parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.05, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.05)")
     parser.add_argument("--seed", type=datasets.in_range(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
@@ -74,7 +74,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
                             "leave it out to go on with the run, or begin a new one with --pretrained")
     sample = args.data == "sample"
     args.image_size = args.image_size or (64 if sample else 224)
-    args.samples = args.samples or (1000 if sample else 28710)
+    args.samples = args.samples or (1000 if sample else None)
     args.split = list(dict.fromkeys(args.split))
     args.rehearse = list(dict.fromkeys(args.rehearse))
     if twice := [split for split in args.rehearse if split in args.split]:
@@ -146,9 +146,8 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
     Returns: figures for the log, over all processes: lr, the epoch's highest; {task}_loss; gender_acc, emotion_acc in percent.
     Raises: DataError where a loss is no number.
     """
-    whole = sum(args.weights)           # the weighted mean of the tasks' losses is followed, lest three tasks take thrice the step of one
-    weights = {task: weight / whole for task, weight in zip(TASKS, args.weights) if weight}
-    steps = math.ceil(args.samples * len(datasets.pools(sets)) / args.batch_size)
+    weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
+    steps = math.ceil(sum(datasets.pools(sets, args.samples).values()) / args.batch_size)
     rates = [rate_at((epoch - 1) * steps + step, args.epochs * steps, args.lr) for step in range(steps)]
     sums = torch.zeros((len(weights), 2), dtype=torch.float64, device=device)      # of losses and of right answers, by task
     counts = dict.fromkeys(weights, 0)
@@ -162,8 +161,9 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
         with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device)):
             outputs = network(inputs, tuple(weights))
         losses = models.losses(outputs, labels)
-        # the mean over the labels known in the whole step; times `world`, since DDP takes the mean over processes
-        loss = sum(weight * losses[task].sum() / max(batch.known[task], 1) for task, weight in weights.items()) * world
+        # the weighted mean over all labels of the step, lest three tasks take thrice the step of one; times `world`, since DDP takes the mean over processes
+        total = sum(weight * losses[task].sum() for task, weight in weights.items())
+        loss = total / sum(weight * batch.known[task] for task, weight in weights.items()) * world
         for group in optimizer.param_groups:
             group["lr"] = rates[step]
         optimizer.zero_grad()
@@ -208,8 +208,6 @@ def main() -> int | None:
     if useless := [split for split in args.rehearse if not set(tasks) & set(datasets.SPLITS[split])]:
         raise DataError(f"--rehearse {useless[0]} has labels for {' and '.join(datasets.SPLITS[useless[0]])} alone, whose weights are 0")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if args.batch_size < 2 * world or args.samples < 2 * world:
-        raise DataError(f"--batch-size and --samples: at least 2 for each of {world} processes are needed")
     local = os.environ.get("LOCAL_RANK") if args.device in (None, "cuda") and torch.cuda.is_available() else None
     device = evaluate.pick_device(f"cuda:{local}" if local else args.device)
 
@@ -221,6 +219,8 @@ def main() -> int | None:
         for task in tasks:
             if not any(datasets.known(faces, task).any() for faces in part):
                 raise DataError(f"--split {' '.join(args.split)}: no face of known {task} in its {of} part")
+    if min(args.batch_size, sum(datasets.pools(sets, args.samples).values())) < 2 * world:
+        raise DataError(f"--batch-size and the images of an epoch: at least 2 for each of {world} process{'es' * (world > 1)} are needed")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:                       # only now: while one process decodes, the others wait for the cache, however long

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 import datasets
 import evaluate
@@ -125,6 +126,14 @@ def test_a_task_of_weight_0_reads_nothing_and_logs_0(work, tmp_path):
     assert "[Valid] age mae: 0" in lines
     done = run("train.py", "--weights", 1, 0, 1, "--epochs", 1, cwd=tmp_path, status=2)
     assert "cvpr2016/age" in done.stderr
+
+
+def test_a_single_image_is_too_few(tmp_path):
+    for part in ("train", "valid"):
+        (tmp_path / f"data/fer2013/{part}/happy").mkdir(parents=True)
+        Image.new("L", (48, 48)).save(tmp_path / f"data/fer2013/{part}/happy/1.png")
+    assert "at least 2 for each of 1 process are needed" in run("train.py", "--weights", 0, 0, 1, cwd=tmp_path, status=2).stderr
+    assert not (tmp_path / "logs").exists()
 
 
 def test_pretraining_and_fine_tuning(place):
