@@ -569,7 +569,7 @@ def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
 def pools(sets: list[Faces], samples: int | None = None) -> dict[tuple[int, ...], int]:
     """What is drawn together: the numbers of sets that share a task, directly or through others -> how many of their rows an epoch draws.
 
-    That is `samples` or, without it, each row once, MOST rows at most.
+    That is `samples` or, without it, as many as there are, MOST at most.
     """
     joined = []
     for task in TASKS:

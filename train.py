@@ -47,7 +47,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
-    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch draws of sets that share a task, of few repeatedly (default: each once, 28710 at most; 1000 for the sample)")
+    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch draws of sets that share a task, of few repeatedly (default: as many as there are, 28710 at most; 1000 for the sample)")
     parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=24, metavar="N", help="default: 24")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
     parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.05, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.05)")
