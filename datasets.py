@@ -554,10 +554,10 @@ class Batch(NamedTuple):
     rows: list[np.ndarray]      # for each set, the numbers of its rows, (n_i,) int64
     labels: Labels              # of those rows, set after set; on the CPU
     draws: torch.Tensor         # (n, DRAWS) float32 in 0..1, what `augment` makes of each image; on the CPU
-    known: dict[str, int]       # labels known of each task, in the whole step, all processes together
+    total: int                  # images of the whole step, all processes together
 
 
-DRAWS = 8
+DRAWS = 13
 MOST = 28710         # images an epoch draws of what is larger, as many as FER2013 has
 
 
@@ -601,13 +601,10 @@ def batches(sets: list[Faces], samples: int | None, batch_size: int, seed: int, 
     epoch_rows = np.concatenate(drawn)[np.argsort(places, kind="stable")]                      # (n, 2): set, row
     for step in np.array_split(epoch_rows, math.ceil(len(epoch_rows) / batch_size)):       # none much smaller than the others
         draws = rng.random((len(step), DRAWS), np.float32)
-        by_set = [step[step[:, 0] == i, 1] for i in range(len(sets))]
-        counts = labels_of(sets, by_set)
         mine = slice(len(step) * rank // world, len(step) * (rank + 1) // world)
         part = step[mine]
         rows = [part[part[:, 0] == i, 1] for i in range(len(sets))]
-        yield Batch(rows, labels_of(sets, rows), torch.from_numpy(draws[mine]),
-                    {task: int(known(counts, task).sum()) for task in TASKS})
+        yield Batch(rows, labels_of(sets, rows), torch.from_numpy(draws[mine]), len(step))
 
 
 def to_device(sets: list[Faces], device: torch.device) -> list[np.ndarray | torch.Tensor]:
@@ -653,13 +650,13 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
     """The network's input, as training has it: `prepare` with chance, the whole batch at once.
 
     Each image is mirrored or not, turned by up to 10 degrees, scaled by up to 15 %, shifted by up to 8 %, in one bilinear
-    resampling; one in five turns grey; contrast varies by 20 %, brightness by 0.1.
+    resampling; one in five turns grey; contrast varies by 20 %, brightness by 0.1; from one in four a rectangle is erased.
 
     Args: images, for each set (n_i, h, w, 3 or 1) uint8; size in pixels; draws (n, DRAWS) float32 in 0..1, on the images' device.
     Returns: (n, 3, size, size) float32, normalised, channels_last.
     """
     # each draw (n, 1, 1), next to the pixels' places (1, size) across and (size, 1) down, in parts of the side
-    mirror, turn, scale, right, down, grey, contrast, brightness = draws.view(-1, DRAWS, 1, 1).unbind(1)
+    mirror, turn, scale, right, down, grey, contrast, brightness, erase, top, left, height, width = draws.view(-1, DRAWS, 1, 1).unbind(1)
     places = torch.arange(size, device=draws.device) / size
     across, along = places.view(1, -1), places.view(-1, 1)
 
@@ -677,7 +674,14 @@ def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch
 
     gain = 1 + 0.2 * (2 * contrast - 1)
     shift = (1 - gain) / 2 + 0.1 * (2 * brightness - 1)               # contrast turns around mid-grey
-    return normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
+    batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
+
+    def within(places: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        length = 0.1 + 0.3 * length
+        begin = begin * (1 - length)
+        return (places >= begin) & (places < begin + length)
+    hole = within(along, top, height) & within(across, left, width) & (erase < 0.25)
+    return batch.masked_fill_(hole.unsqueeze(1), 0)
 
 
 # ---- the drawn sample ------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def rate_at(step: int, steps: int, highest: float) -> float:
 def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weights decay, biases and BatchNorm's parameters don't."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": 5e-4}, {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": 1e-3}, {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
     return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, fused=True)
 
 
@@ -149,8 +149,7 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
     weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
     steps = math.ceil(sum(datasets.pools(sets, args.samples).values()) / args.batch_size)
     rates = [rate_at((epoch - 1) * steps + step, args.epochs * steps, args.lr) for step in range(steps)]
-    sums = torch.zeros((len(weights), 2), dtype=torch.float64, device=device)      # of losses and of right answers, by task
-    counts = dict.fromkeys(weights, 0)
+    sums = torch.zeros((len(weights), 3), dtype=torch.float64, device=device)      # of losses, right answers and known labels, by task
     seen = torch.zeros(steps, device=device)                # each step's loss
     network.train()
     batches = datasets.batches(sets, args.samples, args.batch_size, args.seed, epoch, rank, world)
@@ -161,9 +160,8 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
         with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device)):
             outputs = network(inputs, tuple(weights))
         losses = models.losses(outputs, labels)
-        # the weighted mean over all labels of the step, lest three tasks take thrice the step of one; times `world`, since DDP takes the mean over processes
-        total = sum(weight * losses[task].sum() for task, weight in weights.items())
-        loss = total / sum(weight * batch.known[task] for task, weight in weights.items()) * world
+        # the mean over the whole step's images; times `world`, since DDP takes the mean over processes
+        loss = sum(weight * losses[task].sum() for task, weight in weights.items()) / batch.total * world
         for group in optimizer.param_groups:
             group["lr"] = rates[step]
         optimizer.zero_grad()
@@ -175,7 +173,7 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
                 sums[i, 0] += losses[task].sum()
                 if task != "age":
                     sums[i, 1] += (outputs[task].argmax(1) == getattr(labels, task)).sum()
-                counts[task] += batch.known[task]
+                sums[i, 2] += datasets.known(labels, task).sum()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             if not torch.isfinite(seen).all():
                 wrong = int((~torch.isfinite(seen)).nonzero()[0])
@@ -183,10 +181,10 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
     if world > 1:
         dist.all_reduce(sums)
     figures = {"lr": max(rates)}
-    for task, (total, right) in zip(weights, sums.tolist()):
-        figures[f"{task}_loss"] = total / counts[task]
+    for task, (total, right, known) in zip(weights, sums.tolist()):
+        figures[f"{task}_loss"] = total / known
         if task != "age":
-            figures[f"{task}_acc"] = 100 * right / counts[task]
+            figures[f"{task}_acc"] = 100 * right / known
     return figures
 
 

@@ -335,13 +335,13 @@ def test_batches_are_balanced_even_and_the_same_for_any_number_of_processes():
     assert sum(len(rows) for batch in whole for rows in batch.rows) == 90
     for batch in whole:
         assert abs(len(batch.rows[0]) - len(batch.rows[1]) - len(batch.rows[2])) <= 1
-        assert batch.known == {"age": len(batch.rows[0]), "gender": len(batch.rows[1]) + len(batch.rows[2]), "emotion": 0}
+        assert batch.total == len(batch.draws) == len(batch.labels.age) == sum(map(len, batch.rows))
     shown = np.bincount(np.concatenate([batch.rows[0] for batch in whole]), minlength=30)
     assert set(shown) == {1, 2}
     assert set(np.concatenate([batch.rows[2] for batch in whole])) == {0, 4}        # rows without a label are not drawn
     parts = [list(datasets.batches(sets, 45, 16, seed=1, epoch=2, rank=rank, world=3)) for rank in range(3)]
     for batch, *shares in zip(whole, *parts):
-        assert all(share.known == batch.known for share in shares)
+        assert all(share.total == batch.total for share in shares)
         for i in range(3):
             assert sorted(batch.rows[i]) == sorted(np.concatenate([share.rows[i] for share in shares]))
         assert torch.equal(batch.draws, torch.cat([share.draws for share in shares]))
@@ -364,8 +364,7 @@ def test_sets_that_share_a_task_are_drawn_together_and_their_splits_take_turns_h
     assert [len(rows) for rows in shown] == [20, 40, 120, 60]
     assert set(np.bincount(shown[0])) == set(np.bincount(shown[1])) == {2}
     for batch in whole:
-        assert len(batch.rows[0]) + len(batch.rows[1]) == len(batch.rows[3]) == 15 and batch.known["emotion"] == 30
-        assert batch.known["age"] == len(batch.rows[0]) + 15
+        assert len(batch.rows[0]) + len(batch.rows[1]) == len(batch.rows[3]) == 15 and len(batch.rows[2]) == 30
 
 
 def test_an_epoch_shows_each_image_once_unless_told_otherwise_and_every_step_has_its_share():
@@ -373,12 +372,12 @@ def test_an_epoch_shows_each_image_once_unless_told_otherwise_and_every_step_has
     whole = list(datasets.batches(sets, None, 36, seed=0, epoch=1))
     assert len(whole) == 10
     for batch in whole:
-        assert batch.known == {"age": 30, "gender": 0, "emotion": 6}
+        assert [len(rows) for rows in batch.rows] == [30, 6]
     for i in range(2):
         assert sorted(np.concatenate([batch.rows[i] for batch in whole])) == list(range(len(sets[i])))
 
 
-def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does():
+def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does_and_erases_what_was_drawn():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (5, 64, 64, 3), dtype=torch.uint8, generator=generator)
     draws = torch.full((5, datasets.DRAWS), 0.5)
@@ -390,11 +389,15 @@ def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does():
     grid = torch.nn.functional.affine_grid(theta, [5, 3, 64, 64], align_corners=False)
     moved = torch.nn.functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
     torch.testing.assert_close(datasets.augment([images], 64, draws), datasets.normalise(moved), atol=1e-3, rtol=0)
-    # grey: all channels alike
+    # grey: all channels alike; a hole: a tenth of the side high and a quarter wide, in the middle
     still = torch.full((5, datasets.DRAWS), 0.5)
     still[:, 5] = 0
     grey = datasets.augment([images], 64, still) * torch.tensor(datasets.STD).view(3, 1, 1) + torch.tensor(datasets.MEAN).view(3, 1, 1)
     torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-4, rtol=0)
+    still[:, 8], still[:, 11] = 0, 0
+    hole = (datasets.augment([images], 64, still) == 0).all(1)[0]
+    rows, columns = hole.any(1).nonzero().ravel(), hole.any(0).nonzero().ravel()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 35, 24, 39)      # 64 times 0.45 to 0.55, and 0.375 to 0.625
 
 
 def test_augment_without_chance_is_prepare():

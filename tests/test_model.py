@@ -49,8 +49,8 @@ def test_expected_age():
 def test_losses_are_of_logits_and_count_only_known_labels():
     logits = {"age": torch.zeros(3, 101), "gender": torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 0.0]]), "emotion": torch.zeros(3, 7)}
     result = models.losses(logits, labels([50.0, math.nan, 20.0], [-1, 0, 1], [6, -1, -1]))
-    # no knowledge: ln 101 and, where the expectation is 50 years, a tenth of the distance
-    torch.testing.assert_close(result["age"], torch.tensor([math.log(101), 0, math.log(101) + 3.0]), atol=1e-4, rtol=1e-5)
+    # no knowledge: ln 101 and, where the expectation is 50 years, a tenth of the distance; of both the half
+    torch.testing.assert_close(result["age"], torch.tensor([math.log(101), 0, math.log(101) + 3.0]) / 2, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(result["gender"], torch.tensor([0, 0.05 * 20, math.log(2)]), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(result["emotion"], torch.tensor([math.log(7), 0, 0]), atol=1e-4, rtol=1e-5)
 

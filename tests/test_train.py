@@ -1,4 +1,6 @@
 """Training for real on the drawn sample: learning, logs, resuming, several processes, mistakes."""
+import argparse
+import math
 import re
 import shutil
 import signal
@@ -6,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -126,6 +129,32 @@ def test_a_task_of_weight_0_reads_nothing_and_logs_0(work, tmp_path):
     assert "[Valid] age mae: 0" in lines
     done = run("train.py", "--weights", 1, 0, 1, "--epochs", 1, cwd=tmp_path, status=2)
     assert "cvpr2016/age" in done.stderr
+
+
+class Constant(torch.nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.ParameterDict({task: torch.zeros(classes) for task, classes in models.CLASSES.items()})
+
+    def forward(self, images, tasks):
+        return {task: self.logits[task].expand(len(images), -1) for task in tasks}
+
+
+def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses():
+    sets = [datasets.make_faces(f"{count} train", None, ["face"] * count, **labels)
+            for count, labels in ((6, {"gender": [1] * 6}), (24, {"emotion": [3] * 24}))]
+    pixels = [np.zeros((len(faces), 4, 4, 3), np.uint8) for faces in sets]
+    network = Constant()
+    args = argparse.Namespace(weights=[0, 1, 0.5], samples=None, batch_size=64, epochs=1, lr=3.0, seed=0, image_size=16)
+    figures = train.train_epoch(network, torch.optim.SGD(network.parameters()), sets, pixels, args, torch.device("cpu"), 1, 0, 1)
+    assert figures["gender_loss"] == pytest.approx(math.log(2)) and figures["emotion_loss"] == pytest.approx(math.log(7))
+    # of cross-entropy's gradient where nothing is known yet, 1/classes - label (smoothed by 0.1), each task gets its images' part
+    expected = {"age": torch.zeros(101), "gender": -3.0 * 6 / 30 * (0.5 - torch.tensor([0.05, 0.95])),
+                "emotion": -3.0 * 0.5 * 24 / 30 * (1 / 7 - (torch.eye(7)[3] * 0.9 + 0.1 / 7))}
+    for task, values in expected.items():
+        torch.testing.assert_close(network.logits[task].detach(), values)
 
 
 def test_a_single_image_is_too_few(tmp_path):
