@@ -6,7 +6,7 @@
     python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: age; 0 1 0 gender; 0 0 1 emotion
     python train.py ... --rehearse imdb-wiki                                  go on showing what was pretrained on, against forgetting
     python train.py --resume checkpoints/RUN/last.pth                         go on with a run that was stopped
-    torchrun --nproc-per-node=4 train.py ...                                  the same on several GPUs
+    torchrun --nproc-per-node=4 -- train.py ...                               the same on several GPUs
 """
 import argparse
 import itertools
