@@ -11,6 +11,7 @@ import csv
 import errno
 import functools
 import hashlib
+import io
 import math
 import mmap
 import os
@@ -75,6 +76,9 @@ def in_range(kind: type, low: float, high: float = math.inf):
 
 def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
     """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")    # file names that are not UTF-8 pass through as they are
     try:
         status = main()
         sys.stdout.flush()                                  # here a closed pipe can still be caught
@@ -85,7 +89,7 @@ def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (DataError, OSError, *mistakes) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":        # one line a host, not one a process
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, DataError):        # a user's mistake is told once a host, not by each process
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -130,7 +134,10 @@ class Faces:
 
 def make_faces(name: str, folder: Path, files: Sequence[str] | np.ndarray, age=None, stdv=None, gender=None, emotion=None) -> Faces:
     """A Faces in which the labels that are not given are unknown."""
-    files = np.asarray(files, TEXT)
+    try:
+        files = np.asarray(files, TEXT)
+    except UnicodeEncodeError:
+        raise DataError(f"{folder}: a file's name is not UTF-8, {next(name for name in files if not name.isprintable())!a}; rename it") from None
 
     def column(values, unknown, dtype):
         return np.full(len(files), unknown, dtype) if values is None else np.asarray(values, dtype)
@@ -211,10 +218,11 @@ def read_cvpr_age(root: Path, subset: str) -> Faces:
             raise DataError(f"{folder / table}: no rows under its header")
         break
     else:
-        if not images.is_dir():
-            raise Missing(f"no {folder / subset}_gt.csv, gt_avg_{subset}.csv or folder {subset}/<age>/: the age set's {subset} part is not there")
-        files, means = class_folders(images, split, lambda name: int(name) if name.isdecimal() and int(name) <= OLDEST else None,
-                                     f"an age from 0 to {OLDEST}, or {subset}_gt.csv beside {images.name}/")
+        if images.is_dir():
+            files, means = class_folders(images, split, lambda name: int(name) if name.isdecimal() and int(name) <= OLDEST else None,
+                                         f"an age from 0 to {OLDEST}, or {subset}_gt.csv beside {images.name}/")
+        if not files:
+            raise Missing(f"no {folder / subset}_gt.csv, gt_avg_{subset}.csv or images in {subset}/<age>/: the age set's {subset} part is not there")
         stdvs = None
     return make_faces(f"cvpr2016 age {subset}", split, files, age=means, stdv=stdvs)
 
@@ -222,10 +230,11 @@ def read_cvpr_age(root: Path, subset: str) -> Faces:
 def read_cvpr_gender(root: Path, subset: str) -> Faces:
     """ChaLearn's gender folders, {subset}/{female,male}/. Raises Missing, DataError."""
     split = root / "cvpr2016"
-    folder = child(split / "gender", subset)
-    if not folder.is_dir():
-        raise Missing(f"no {folder}/: the gender set's {subset} part is not there")
-    files, genders = class_folders(folder, split, {name: i for i, name in enumerate(GENDERS)}.get, "female or male")
+    folder, files = child(split / "gender", subset), []
+    if folder.is_dir():
+        files, genders = class_folders(folder, split, {name: i for i, name in enumerate(GENDERS)}.get, "female or male")
+    if not files:
+        raise Missing(f"no images in {folder}/female/ and male/: the gender set's {subset} part is not there")
     return make_faces(f"cvpr2016 gender {subset}", split, files, gender=genders)
 
 
@@ -245,10 +254,11 @@ def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
     # Kaggle's folders have PublicTest and PrivateTest in test/, told apart by the files' names; others have a valid/
     own = next((path for alias in ({"valid": ("valid", "validation")}.get(subset, (subset,)))
                 if (path := child(folder, alias)).is_dir()), None)
-    source = own or child(folder, "test")
-    if not source.is_dir():
-        raise Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or folder {subset}/<emotion>/: FER2013's {subset} part is not there")
-    files, emotion = class_folders(source, folder, {name: i for i, name in enumerate(EMOTIONS)}.get, "one of " + ", ".join(EMOTIONS))
+    source, files = own or child(folder, "test" if subset == "valid" else subset), []
+    if source.is_dir():
+        files, emotion = class_folders(source, folder, {name: i for i, name in enumerate(EMOTIONS)}.get, "one of " + ", ".join(EMOTIONS))
+    if not files:
+        raise Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or images in {subset}/<emotion>/: FER2013's {subset} part is not there")
     faces = make_faces(name, folder, files, emotion=emotion)
     public = np.array([Path(file).name.startswith("PublicTest") for file in files], dtype=bool)
     if own is None:
@@ -363,7 +373,8 @@ def read_imdb_wiki(root: Path, subset: str) -> list[Faces]:
             left &= fine
         sets.append(faces.keep(left))
     if not sets:
-        raise Missing(f"no {split}/imdb_crop/imdb.mat or wiki_crop/wiki.mat: IMDB-WIKI is not there")
+        raise Missing(f"no {split}/imdb_crop/imdb.mat or wiki_crop/wiki.mat: IMDB-WIKI is not there"
+                      + (" (the sample was drawn without scipy: pip install scipy, and delete the sample)" if root.name == "sample" else ""))
     return sets
 
 
@@ -387,7 +398,7 @@ def load(root: Path, split: str, subset: str, tasks: Collection[str], size: int,
     if not any(len(labelled(faces)) for faces in sets):
         reasons = ", ".join(f"{len(names)} {reason}" for faces in sets for reason, names in faces.dropped.items())
         raise DataError(f"{sets[0].folder}: no usable face for {' and '.join(tasks)} in its {subset} part ({reasons or 'no images'})")
-    return [faces for faces in sets if len(faces)]
+    return sets
 
 
 def only_tasks(faces: Faces, tasks: Collection[str]) -> Faces:
@@ -409,8 +420,8 @@ def known(labels: "Faces | Labels", task: str):
 
 # ---- images and their cache ------------------------------------------------------------------------------------------
 
-def open_picture(file: Path, side: int) -> Image.Image:
-    """A picture upright and in RGB; a JPEG whose sides are all over twice `side` may come at a fraction of its size.
+def open_picture(file: Path, side: int | None) -> Image.Image:
+    """A picture upright and in RGB; a JPEG whose sides are all over twice `side`, if given, may come at a fraction of its size.
 
     EXIF orientation, palette, grey, alpha (on white), CMYK and 16 bits are taken care of.
     Raises: ValueError where it has over 90 megapixels; whatever Pillow raises on what is not an image, or is truncated.
@@ -418,7 +429,8 @@ def open_picture(file: Path, side: int) -> Image.Image:
     with Image.open(file) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most {MOST_PIXELS // 10 ** 6} megapixels")
-        image.draft(None, (2 * side, 2 * side))
+        if side:
+            image.draft(None, (2 * side, 2 * side))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))    # 16-bit grey
@@ -453,16 +465,14 @@ def decode(faces: Faces, size: int, cache: Path) -> Faces:
         there[i] = True
         digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     faces = faces.keep(there, "missing file")
-    if not len(faces):
-        return faces
 
     def build(target: Path) -> None:
         def read(file: str) -> np.ndarray | None:
             try:
                 return load_image(faces.folder / file, size, grey)
             except Exception as error:                      # Pillow raises anything on a broken file, which is named below
-                if getattr(error, "errno", None) in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
-                    raise                                   # no fault of the file's
+                if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES):
+                    raise                                   # no fault of what is in the file
                 return None
         fine = np.zeros(len(faces), dtype=bool)
         files, chunk = faces.files.tolist(), 1024           # chunks bound what waits to be written
@@ -507,6 +517,8 @@ def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path
     try:
         build_once(target, build_and_clear)
     except OSError as error:
+        if error.filename and Path(error.filename).is_relative_to(source):
+            raise DataError(f"{error.filename}: can't be read ({error.strerror})") from None
         raise DataError(f"{error.filename or cache}: {error.strerror}; decoded images are kept in {cache}, "
                         "name a writable folder with more room by --cache DIR") from None
     return target
@@ -844,15 +856,18 @@ def main() -> None:
     args = parser.parse_args()
     root = data_root(args.data)
     size = args.image_size or (64 if args.data == "sample" else 224)
-    found = False
+    found, broken = False, []
     for split, tasks in SPLITS.items():
         parts = []
         for task in ([(task,) for task in tasks] if split == "cvpr2016" else [tasks]):
             for subset in SUBSETS:
                 try:
                     parts += load(root, split, subset, task, size, args.cache or root / ".cache")
-                except Missing as gap:
+                except DataError as gap:
                     print(gap)
+                    if not isinstance(gap, Missing):        # the rest is told, and at the end that this is wrong
+                        broken.append(gap)
+                        break
         if not parts:
             continue
         found = True
@@ -863,6 +878,8 @@ def main() -> None:
                 print(*describe(merge(subsets, name)), sep="\n")
         for faces in parts:
             print(*describe(faces), *unreadable(faces), sep="\n")
+    if broken:
+        raise broken[0]
     if not found:
         raise DataError(f"{root}: none of {', '.join(SPLITS)} is there; the README says how they lie on disk")
 

@@ -360,10 +360,11 @@ def write_csv(file: Path, header: list[str], rows: list) -> None:
     """Write a CSV, whole or not at all. Raises DataError."""
     partial = file.with_name(file.name + ".partial")
     try:
-        with open(partial, "w", newline="", encoding="utf-8") as output:
+        with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as output:
             csv.writer(output).writerows([header, *rows])
         partial.replace(file)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise DataError(f"{file}: can't be written ({error.strerror})") from None
 
 
@@ -468,8 +469,7 @@ def export(content: dict, margin: float, file: Path) -> None:
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`; without a name the GPU, where there is one. Raises DataError."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        device = torch.zeros(1, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device     # cuda as cuda:0
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
     if device.type not in ("cpu", "cuda"):
@@ -537,44 +537,51 @@ def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image
     return image
 
 
+def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
+    """One face's logits (1, classes) by task as cells of the spreadsheet, and as a line."""
+    cells, words = [], []
+    for task, logits in outputs.items():
+        if task == "age":
+            cells.append(f"{models.expected_age(logits).item():.1f}")
+            words.append(f"age {cells[-1]} years")
+        else:
+            probability, best = logits.softmax(1)[0].max(0)
+            cells += [CLASS_NAMES[task][best], f"{probability:.3f}"]
+            words.append(f"{cells[-2]} {100 * probability:.0f} %")
+    return cells, ", ".join(words)
+
+
 @torch.inference_mode()
 def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device: torch.device, margin: float, args: argparse.Namespace) -> int:
     """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status: 1 if there were any."""
     network = models.fuse(model).to(memory_format=torch.channels_last)
     rows, read, unreadable = [], 0, 0
-    for file in pictures(args.pictures):
-        try:
-            image = datasets.open_picture(file, 1000 if args.detect or args.out else size)
-        except Exception as error:                              # Pillow raises anything on a broken file
-            unreadable += 1
-            print(f"{file}: not a readable picture ({' '.join(str(error).split())})", file=sys.stderr)
-            continue
-        read += 1
-        boxes = find_faces(image) if args.detect else [None]
-        if not boxes:
-            print(f"{file}: no face found")
-        faces = []
-        for box in boxes:
-            crop = datasets.face_crop(image if box is None else widen(box, image, margin), size)
-            outputs = logits_of(network, torch.from_numpy(crop[None]).to(device), size, tasks, args.tta)
-            row, said = [str(file), *([*box] if box else [])], []
-            for task in tasks:
-                if task == "age":
-                    age = models.expected_age(outputs[task]).item()
-                    row.append(f"{age:.1f}")
-                    said.append(f"age {age:.1f} years")
-                else:
-                    probability, best = outputs[task].softmax(1)[0].max(0)
-                    row += [CLASS_NAMES[task][best], f"{probability:.3f}"]
-                    said.append(f"{row[-2]} {100 * probability:.0f} %")
-            rows.append(row)
-            faces.append((box, ", ".join(said)))
-            print(f"{file}{' at {},{}-{},{}'.format(*box) if box else ''}: {faces[-1][1]}", flush=True)
-        if args.out:
-            annotate(image, faces).save(args.out / f"{read:05}_{file.name}.png")       # numbered: names may come twice in several folders
-    if args.csv:
-        columns = [name for task in tasks for name in ([task] if task == "age" else [task, f"{task}_probability"])]
-        write_csv(args.csv, ["image", *(["left", "top", "right", "bottom"] if args.detect else []), *columns], rows)
+    try:
+        for file in pictures(args.pictures):
+            try:
+                image = datasets.open_picture(file, None if args.detect else size)
+            except Exception as error:                          # Pillow raises anything on a broken file
+                unreadable += 1
+                print(f"{file}: not a readable picture ({' '.join(str(error).split())})", file=sys.stderr)
+                continue
+            read += 1
+            boxes = find_faces(image) if args.detect else [None]
+            if not boxes:
+                print(f"{file}: no face found")
+            faces = []
+            for box in boxes:
+                crop = datasets.face_crop(image if box is None else widen(box, image, margin), size)
+                cells, words = in_words(logits_of(network, torch.from_numpy(crop[None]).to(device), size, tasks, args.tta))
+                rows.append([str(file), *(box or ()), *cells])
+                faces.append((box, words))
+                print(f"{file}{' at {},{}-{},{}'.format(*box) if box else ''}: {words}", flush=True)
+            if args.out:
+                whole = image if args.detect else datasets.open_picture(file, None)
+                annotate(whole, faces).save(args.out / f"{read:05}_{file.name}.png")       # numbered: names may come twice in several folders
+    finally:                                                    # when stopped too, what there is
+        if args.csv:
+            columns = [name for task in tasks for name in ([task] if task == "age" else [task, f"{task}_probability"])]
+            write_csv(args.csv, ["image", *(["left", "top", "right", "bottom"] if args.detect else []), *columns], rows)
     if unreadable:
         print(f"{unreadable} of {unreadable + read} pictures could not be read", file=sys.stderr)
     elif not read:
@@ -624,6 +631,10 @@ def main() -> int | None:
     for file in (args.save_predictions, args.csv, args.plot, args.export):
         if file and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             parser.error(f"{file}: its folder is not there or can't be written")
+    if args.plot and (kind := args.plot.suffix[1:].lower() or "png") not in (kinds := new_figure(1, "")[0].canvas.get_supported_filetypes()):
+        parser.error(f"{args.plot}: {kind} is no kind of plot; expected {', '.join(sorted(kinds))}")
+    if args.predictions and not args.predictions.is_file():
+        parser.error(f"no file {args.predictions}")
     tasks = list(datasets.SPLITS[args.split]) if args.split else list(TASKS)
     if not args.predictions:
         device = pick_device(args.device)
@@ -666,10 +677,10 @@ def main() -> int | None:
     predictions = read_predictions(args.predictions, sets) if args.predictions else predict(model, sets, size, tasks, device, args.tta)
     metrics = score(sets, predictions)
     print(report(metrics))
-    if args.plot:
-        plot_split(args.plot, f"{args.split} {args.subset}, {args.predictions or checkpoint}", sets, predictions, metrics)
     if args.save_predictions:
         save_predictions(args.save_predictions, sets, predictions)
+    if args.plot:
+        plot_split(args.plot, f"{args.split} {args.subset}, {args.predictions or checkpoint}", sets, predictions, metrics)
     return None
 
 

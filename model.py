@@ -121,10 +121,9 @@ def write_checkpoint(content: dict, file: Path) -> None:
 
 
 def state_dict_in(content: dict) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: `content` itself or, of the dicts in it, the first that holds tensors by name."""
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    return next(filter(None, (state_dict_in(value) for value in content.values() if isinstance(value, dict))), {})
+    """The state dict in a checkpoint: of `content` and the dicts in it, to any depth, the first that holds the most tensors."""
+    own = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return max((own, *(state_dict_in(value) for value in content.values() if isinstance(value, dict))), key=len)
 
 
 def load_weights(model: FaceNet, file: str | Path) -> str:

@@ -104,15 +104,16 @@ class Log:
 
 def start_run(name: str, logs: Path, checkpoints: Path) -> tuple[Path, Path]:
     """A new run's checkpoint folder and log file; a run of the same second gets a number behind its name. Raises DataError."""
+    run = name
     try:
         logs.mkdir(parents=True, exist_ok=True)
         for again in itertools.count(2):
-            folder, log = checkpoints / name, logs / f"{name}.txt"
+            folder, log = checkpoints / run, logs / f"{run}.txt"
             if not folder.exists() and not log.exists():
                 folder.mkdir(parents=True)
                 log.touch()
                 return folder, log
-            name = f"{name.removesuffix(f'-{again - 1}')}-{again}"
+            run = f"{name}-{again}"
     except OSError as error:
         raise DataError(f"{error.filename}: can't be written ({error.strerror}); --logs and --checkpoints name other folders") from None
 
@@ -175,16 +176,19 @@ def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets
                     sums[i, 1] += (outputs[task].argmax(1) == getattr(labels, task)).sum()
                 sums[i, 2] += datasets.known(labels, task).sum()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            if not torch.isfinite(seen).all():
-                wrong = int((~torch.isfinite(seen)).nonzero()[0])
+            summed = seen.clone()
+            if world > 1:               # so that no process goes on alone
+                dist.all_reduce(summed)
+            if not torch.isfinite(summed).all():
+                wrong = int((~torch.isfinite(summed)).nonzero()[0])
                 raise DataError(f"the loss is no number at step {wrong + 1} of {steps} in epoch {epoch}; last.pth is that of epoch {epoch - 1}, a lower --lr may help")
     if world > 1:
         dist.all_reduce(sums)
     figures = {"lr": max(rates)}
     for task, (total, right, known) in zip(weights, sums.tolist()):
-        figures[f"{task}_loss"] = total / known
+        figures[f"{task}_loss"] = total / max(known, 1)         # of a few samples, none may have the label
         if task != "age":
-            figures[f"{task}_acc"] = 100 * right / known
+            figures[f"{task}_acc"] = 100 * right / max(known, 1)
     return figures
 
 
@@ -207,6 +211,8 @@ def main() -> int | None:
         raise DataError(f"--rehearse {useless[0]} has labels for {' and '.join(datasets.SPLITS[useless[0]])} alone, whose weights are 0")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local = os.environ.get("LOCAL_RANK") if args.device in (None, "cuda") and torch.cuda.is_available() else None
+    if local and (here := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > torch.cuda.device_count():
+        raise DataError(f"--nproc-per-node={here}: this host has {torch.cuda.device_count()} GPU(s); expected a process each, or --device cpu")
     device = evaluate.pick_device(f"cuda:{local}" if local else args.device)
 
     torch.manual_seed(args.seed)
@@ -217,7 +223,8 @@ def main() -> int | None:
         for task in tasks:
             if not any(datasets.known(faces, task).any() for faces in part):
                 raise DataError(f"--split {' '.join(args.split)}: no face of known {task} in its {of} part")
-    if min(args.batch_size, sum(datasets.pools(sets, args.samples).values())) < 2 * world:
+    total = sum(datasets.pools(sets, args.samples).values())
+    if total // math.ceil(total / args.batch_size) < 2 * world:         # of the smallest step
         raise DataError(f"--batch-size and the images of an epoch: at least 2 for each of {world} process{'es' * (world > 1)} are needed")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -279,7 +286,7 @@ def main() -> int | None:
                    "drawn": args.data == "sample", "epoch": epoch, "metrics": figures, "settings": settings}
         if better:
             models.write_checkpoint(content, folder / "best.pth")
-        folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs)}
+        folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs), "device": args.device}
         training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows, "folders": folders, "log_size": log_file.stat().st_size}
         models.write_checkpoint({**content, "training": training}, folder / "last.pth")
     if rank == 0 and not resumed:

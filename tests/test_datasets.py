@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,9 @@ def test_fer2013_folders(tmp_path):
     assert train.pixels.shape == (1, 48, 48, 1)
     picture(tmp_path / "fer2013/train/bored/a.jpg")
     with pytest.raises(DataError, match="bored: unknown class folder"):
+        load(tmp_path, "fer2013")
+    (tmp_path / "fer2013/train").rename(tmp_path / "fer2013/Training")
+    with pytest.raises(datasets.Missing, match="FER2013's train part is not there"):       # not PublicTest in its place
         load(tmp_path, "fer2013")
 
 
@@ -241,6 +245,36 @@ def test_broken_images_are_named_and_left_out(tmp_path):
             file.write_bytes(b"")
     with pytest.raises(DataError, match="no usable face for gender.*6 undecodable file"):
         load(tmp_path, "cvpr2016", tasks=["gender"])
+
+
+def test_what_is_no_fault_of_an_image_is_told_and_not_remembered(tmp_path, monkeypatch):
+    gender_set(tmp_path)
+    file = tmp_path / "cvpr2016/gender/train/female/0.jpg"
+    for error, expected in ((PermissionError(13, "Permission denied", str(file)), "0.jpg: can't be read .Permission denied.$"), (OSError(24, "Too many open files"), "Too many open files")):
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets, "open_picture", Mock(side_effect=error))
+            with pytest.raises(DataError, match=expected):
+                load(tmp_path, "cvpr2016", tasks=["gender"])
+    (faces,) = load(tmp_path, "cvpr2016", tasks=["gender"])
+    assert not faces.dropped
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    with pytest.raises(DataError, match=r"not UTF-8, '.*caf\\udce9.jpg'; rename it"):
+        datasets.make_faces("cvpr2016 age train", tmp_path, ["a.jpg", "caf\udce9.jpg"])
+
+
+def test_a_set_that_lost_all_its_images_is_told_and_trained_without(tmp_path):
+    for crop in ("imdb", "wiki"):
+        write_mat(tmp_path, crop, [dict(file=f"00/{i}.jpg", name="Ann") for i in range(3)])
+    for i in range(3):
+        picture(tmp_path / f"imdb-wiki/wiki_crop/00/{i}.jpg", i)
+    subset = datasets.subset_of("Ann")
+    imdb, wiki = sets = load(tmp_path, "imdb-wiki", subset, ["age", "gender"])
+    assert datasets.describe(imdb)[0].endswith("3 rows found, 0 used, 3 dropped") and len(wiki) == 3
+    (batch,) = datasets.batches(sets, None, 8, 0, 1)
+    images = [datasets.gather(pixels, rows, torch.device("cpu")) for pixels, rows in zip(datasets.to_device(sets, torch.device("cpu")), batch.rows)]
+    assert datasets.augment(images, 16, batch.draws).shape == (3, 3, 16, 16)
 
 
 # ---- the cache
@@ -427,6 +461,17 @@ def test_report_on_the_sample(work):
     assert "cvpr2016 age train: 400 rows found, 400 used, 0 dropped" in text
     assert "imdb-wiki: 600 rows found, 576 used, 24 dropped" in text
     assert "fer2013 valid: 140 rows found" in text and "happy" in text
+
+
+def test_report_goes_on_after_what_is_wrong_or_has_no_labels(tmp_path):
+    picture(tmp_path / "data/cvpr2016/age/train/30/a.jpg")
+    picture(tmp_path / "data/cvpr2016/age/test/a.jpg")
+    picture(tmp_path / "data/cvpr2016/gender/train/women/a.jpg")
+    picture(tmp_path / "data/fer2013/train/happy/a.jpg")
+    done = run("datasets.py", cwd=tmp_path, status=2)
+    assert "the age set's test part is not there" in done.stdout
+    assert "cvpr2016 age train: 1 rows found, 1 used" in done.stdout and "fer2013 train: 1 rows found, 1 used" in done.stdout
+    assert "women: unknown class folder" in done.stderr
 
 
 def test_no_data_root(tmp_path):

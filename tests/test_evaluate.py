@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -194,6 +195,24 @@ def test_pictures(trained, work, tmp_path):
     assert "broken.jpg: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr and "a.jpg: age" in done.stdout
 
 
+def test_pictures_until_the_disk_is_full(trained, work, tmp_path, monkeypatch):
+    for i in range(3):
+        picture(tmp_path / f"faces/{i}.png", i)
+    monkeypatch.setattr(evaluate, "annotate", Mock(side_effect=[Image.new("RGB", (9, 9)), OSError(28, "No space left on device")]))
+    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work, status=2)
+    assert "No space left" in done.stderr
+    with open(tmp_path / "p.csv") as table:
+        assert len(list(csv.DictReader(table))) == 2
+
+
+def test_a_picture_whose_name_is_not_utf8(trained, work, tmp_path):
+    picture(tmp_path / "caf.png").rename(tmp_path / "caf\udce9.png")
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "-", "--csv", tmp_path / "p.csv"], cwd=work, input=os.fsencode(tmp_path) + b"/caf\xe9.png\n",
+                          capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
+    assert b"caf\xe9.png: age" in done.stdout and b"caf\xe9.png," in (tmp_path / "p.csv").read_bytes()
+
+
 def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
     run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--save-predictions", "q.csv", cwd=work)
     with open(work / "q.csv") as table:
@@ -227,6 +246,11 @@ def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeyp
     assert "the whole picture" not in done.stdout
     with open(tmp_path / "p.csv") as rows:
         assert [row["left"] for row in csv.DictReader(rows)] == ["10", "200"]
+    Image.new("RGB", (4000, 4100)).save(tmp_path / "large.jpg")
+    sizes = []
+    monkeypatch.setattr(evaluate, "find_faces", lambda image: sizes.append(image.size) or [])
+    run("evaluate.py", tmp_path / "large.jpg", "--detect", cwd=work)
+    assert sizes == [(4000, 4100)]                              # boxes are told in the file's pixels
     image = Image.open(tmp_path / "photo.png")
     crop = evaluate.widen((10, 20, 60, 70), image, 0.4)
     assert crop.size == (90, 90)
@@ -297,8 +321,11 @@ def test_plots(trained, work, tmp_path, monkeypatch):
         run("evaluate.py", *arguments, "--plot", tmp_path / f"{i}.png", cwd=work)
         assert min(Image.open(tmp_path / f"{i}.png").size) > 500
     assert "can't be written" in run("evaluate.py", "--logs", "logs", "--plot", tmp_path / "a.what", cwd=work, status=2).stderr
+    judge = ("evaluate.py", "--split", "fer2013", "--data", "sample", "--save-predictions", tmp_path / "p.csv", "--plot")
+    assert "what is no kind of plot" in run(*judge, tmp_path / "a.what", cwd=work, status=2).stderr
     assert len(list(tmp_path.iterdir())) == 3
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install matplotlib" in run(*judge, tmp_path / "b.png", cwd=work, status=2).stderr
     assert "pip install matplotlib" in run("evaluate.py", "--logs", "logs", "--plot", tmp_path / "b.png", cwd=work, status=2).stderr
 
 
@@ -308,7 +335,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     ([], "expected one of"), (["--split", "cvpr2016", "x.jpg"], "expected one of"), (["--split", "lfw"], "invalid choice"),
     (["--split", "fer2013", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"), (["--split", "fer2013"], "no run's best.pth"),
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
-    (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv: not a readable CSV"),
+    (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "no file p.csv"),
     (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"), (["x.jpg", "--plot", "p.png"], "--plot with"),
     (["x.jpg", "--margin", 0.1], "--margin goes with"), (["x.jpg", "--detect", "--margin", 3], "out of range"), (["--export", "gone/p.pth"], "its folder is not there"), (["--export", "p.pth", "--tta"], "--tta goes with"),
 ])

@@ -75,6 +75,15 @@ def test_torchvision_weights_with_and_without_prefix(tmp_path):
         assert "120 of the model's 132 tensors loaded; new: age.0, age.2, gender.0, gender.2, emotion.0, emotion.2" in line
 
 
+def test_weights_among_other_tensors_of_a_checkpoint(tmp_path):
+    theirs = torchvision.models.resnet18()
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    theirs(torch.zeros(1, 3, 64, 64)).sum().backward()
+    optimizer.step()
+    torch.save({"optimizer": optimizer.state_dict(), "best_acc1": torch.tensor(69.8), "arch": "resnet18", "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    assert "120 of the model's 132 tensors loaded" in load_weights(FaceNet(), tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("ages", [101, 70])
 def test_age_gender_pred(tmp_path, ages):
     state = {f"resNet.{name}": value for name, value in torchvision.models.resnet18().state_dict().items()}

@@ -165,7 +165,16 @@ def test_a_single_image_is_too_few(tmp_path):
         (tmp_path / f"data/fer2013/{part}/happy").mkdir(parents=True)
         Image.new("L", (48, 48)).save(tmp_path / f"data/fer2013/{part}/happy/1.png")
     assert "at least 2 for each of 1 process are needed" in run("train.py", "--weights", 0, 0, 1, cwd=tmp_path, status=2).stderr
+    for part, count in (("train", 3), ("valid", 1)):
+        for i in range(count):
+            Image.new("L", (48, 48)).save(tmp_path / f"data/fer2013/{part}/happy/{i}.png")
+    assert "at least 2" in run("train.py", "--weights", 0, 0, 1, "--batch-size", 2, cwd=tmp_path, status=2).stderr     # steps of 2 and 1
     assert not (tmp_path / "logs").exists()
+
+
+def test_runs_of_the_same_second_get_a_number(tmp_path):
+    made = [train.start_run("20260101-000000_fer2013_0-0-1", tmp_path / "logs", tmp_path / "checkpoints")[0].name for _ in range(3)]
+    assert made == ["20260101-000000_fer2013_0-0-1", "20260101-000000_fer2013_0-0-1-2", "20260101-000000_fer2013_0-0-1-3"]
 
 
 def test_pretraining_and_fine_tuning(place):
