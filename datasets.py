@@ -498,8 +498,8 @@ def open_images(file: Path, shape: tuple[int, int, int], count: int) -> np.ndarr
         return np.zeros((0, *shape), np.uint8)
     with open(file, "rb") as images:
         mapped = mmap.mmap(images.fileno(), 0, access=mmap.ACCESS_READ)
-    if len(mapped) > 4e9 and hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)                    # of a set that may not stay in memory, read no more than the images drawn
+    if len(mapped) > 4e9 and math.prod(shape) < 2 ** 16 and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)                    # of small images that may not stay in memory, read no more than those drawn
     return np.frombuffer(mapped, np.uint8).reshape(count, *shape)
 
 
@@ -623,7 +623,12 @@ def to_device(sets: list[Faces], device: torch.device) -> list[np.ndarray | torc
     """Each set's pixels as `gather` takes them: on a GPU if all fit into half its free memory, or left on disk."""
     if device.type != "cuda" or sum(faces.pixels.nbytes for faces in sets) > torch.cuda.mem_get_info(device)[0] / 2:
         return [np.asarray(faces.pixels) for faces in sets]
-    return [torch.from_numpy(np.array(faces.pixels)).to(device) for faces in sets]
+    copies = []
+    for faces in sets:
+        copies.append(torch.empty(faces.pixels.shape, dtype=torch.uint8, device=device))
+        for start in range(0, len(faces), 4096):            # bounds what is held twice in memory
+            copies[-1][start:start + 4096] = torch.from_numpy(np.array(faces.pixels[start:start + 4096]))
+    return copies
 
 
 def gather(pixels: np.ndarray | torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:

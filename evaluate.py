@@ -474,7 +474,7 @@ def pick_device(name: str | None) -> torch.device:
         raise DataError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
     if device.type not in ("cpu", "cuda"):
         raise DataError(f"--device {name}: expected cpu, cuda or cuda:N")
-    torch.backends.cudnn.benchmark = True       # for training and judging alike
+    torch.backends.cudnn.deterministic = True       # no algorithm picked by timing: judging repeats the log's figures
     return device
 
 

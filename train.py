@@ -48,12 +48,12 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
     parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
     parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch draws of sets that share a task, of few repeatedly (default: as many as there are, 28710 at most; 1000 for the sample)")
-    parser.add_argument("--epochs", type=datasets.in_range(int, 1), default=24, metavar="N", help="default: 24")
+    parser.add_argument("--epochs", type=datasets.in_range(int, 1), metavar="N", help="default: 36 where emotion is trained, 24 without")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
     parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.05, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.05)")
     parser.add_argument("--seed", type=datasets.in_range(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network; slow to start, worth it for long runs")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network; slow to start, worth it for long runs; needs a C compiler and Python's headers")
     parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="where the log goes (default: logs)")
     parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="DIR", help="where RUN/last.pth and best.pth go (default: checkpoints)")
     args, content = parser.parse_args(), None
@@ -75,6 +75,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     sample = args.data == "sample"
     args.image_size = args.image_size or (64 if sample else 224)
     args.samples = args.samples or (1000 if sample else None)
+    args.epochs = args.epochs or (36 if args.weights[TASKS.index("emotion")] else 24)     # emotion goes on improving, age and gender don't
     args.split = list(dict.fromkeys(args.split))
     args.rehearse = list(dict.fromkeys(args.rehearse))
     if twice := [split for split in args.rehearse if split in args.split]:
@@ -210,7 +211,7 @@ def main() -> int | None:
     if useless := [split for split in args.rehearse if not set(tasks) & set(datasets.SPLITS[split])]:
         raise DataError(f"--rehearse {useless[0]} has labels for {' and '.join(datasets.SPLITS[useless[0]])} alone, whose weights are 0")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local = os.environ.get("LOCAL_RANK") if args.device in (None, "cuda") and torch.cuda.is_available() else None
+    local = os.environ.get("LOCAL_RANK") if (args.device or "cuda").startswith("cuda") and torch.cuda.is_available() else None
     if local and (here := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > torch.cuda.device_count():
         raise DataError(f"--nproc-per-node={here}: this host has {torch.cuda.device_count()} GPU(s); expected a process each, or --device cpu")
     device = evaluate.pick_device(f"cuda:{local}" if local else args.device)

@@ -213,7 +213,7 @@ step = torch.optim.SGD.step
 def first_step(*arguments, **options):
     torch.optim.SGD.step = step
     step(*arguments, **options)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     tell(time.time() - begin)
 torch.optim.SGD.step = first_step

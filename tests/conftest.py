@@ -2,6 +2,7 @@
 import contextlib
 import importlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+WITH_GPUS = dict(os.environ)                    # for the tests that ask for one
+os.environ["CUDA_VISIBLE_DEVICES"] = ""         # the others compare figures to the last digit
 
 import datasets  # noqa: E402
 import model as models  # noqa: E402

@@ -17,7 +17,7 @@ import datasets
 import evaluate
 import model as models
 import train
-from conftest import ROOT, figures, run
+from conftest import ROOT, WITH_GPUS, figures, run
 
 SMALL = ("--data", "sample", "--image-size", 32, "--samples", 100, "--batch-size", 32)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
@@ -177,6 +177,12 @@ def test_runs_of_the_same_second_get_a_number(tmp_path):
     assert made == ["20260101-000000_fer2013_0-0-1", "20260101-000000_fer2013_0-0-1-2", "20260101-000000_fer2013_0-0-1-3"]
 
 
+@pytest.mark.parametrize("arguments, epochs", [([], 36), (["--weights", "0", "0", "1"], 36), (["--weights", "1", "1", "0"], 24), (["--epochs", "3"], 3)])
+def test_emotion_is_trained_longer(arguments, epochs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert train.parse_arguments()[0].epochs == epochs
+
+
 def test_pretraining_and_fine_tuning(place):
     run("train.py", *SMALL, "--split", "imdb-wiki", "--weights", 1, 1, 0, "--epochs", 1, cwd=place)
     (best,) = place.glob("checkpoints/*imdb-wiki_1-1-0/best.pth")
@@ -308,7 +314,11 @@ def test_learning_rate_warms_up_and_falls_to_0():
     assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True) and 0 < rates[-1] < 1e-4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_trains_and_compiles(place):
-    run("train.py", *SMALL, "--epochs", 2, "--device", "cuda", "--compile", cwd=place)
-    assert len(evaluate.read_log(the_log(place))[1]) == 2
+@pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("options", [(), ("--device", "cuda:0", "--compile")])
+def test_cuda_trains_and_judges_alike(place, options):
+    run("train.py", *SMALL, "--epochs", 2, *options, cwd=place, env=WITH_GPUS)
+    assert "CPU" not in the_log(place).read_text()
+    text = run("evaluate.py", "--data", "sample", "--split", "fer2013", cwd=place, env=WITH_GPUS).stdout
+    logged = evaluate.read_log(the_log(place))[1][int(re.search(r"epoch (\d)", text)[1]) - 1]
+    assert f"emotion_acc: {logged['val_emotion_acc']}" in text
