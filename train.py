@@ -88,11 +88,20 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
 class Log:
     """Timestamped lines, flushed one by one, to a file and to the terminal; of several processes only the first writes.
 
-    A resumed run's log is cut back to the `size` in bytes that it had when the checkpoint was saved.
+    A resumed run's log is cut back to the `size` in bytes that it had when the checkpoint was saved. Raises DataError where
+    another process is still writing it.
     """
 
     def __init__(self, file: Path | None, size: int | None = None):
         self.file = open(file, "a", encoding="utf-8") if file else None
+        try:
+            import fcntl
+            if self.file:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # let go when the process ends, however it does
+        except BlockingIOError:
+            raise DataError(f"{file}: another process is still training this run; stop it first") from None
+        except (ImportError, OSError):
+            pass                        # Windows and some network file systems have no such locks
         if file and size is not None and file.stat().st_size > size:
             os.truncate(file, size)
 

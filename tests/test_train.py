@@ -1,5 +1,6 @@
 """Training for real on the drawn sample: learning, logs, resuming, several processes, mistakes."""
 import argparse
+import fcntl
 import math
 import re
 import shutil
@@ -243,6 +244,19 @@ def test_a_killed_process_ends_the_run_and_leaves_a_whole_checkpoint(place):
     torch.save(settings, last)
     run("train.py", "--resume", last, cwd=place)
     assert torch.load(last, weights_only=True)["epoch"] == content["epoch"] + 1
+
+
+def test_a_run_that_goes_on_is_not_resumed_beside_it(trained, work):
+    content = trained.read_text()
+    with open(trained, "a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        (last,) = work.glob("checkpoints/*/last.pth")
+        changed = torch.load(last, weights_only=True)
+        changed["settings"]["epochs"] = 3
+        torch.save(changed, work / "checkpoints" / trained.stem / "longer.pth")
+        assert "another process is still training this run" in run("train.py", "--resume", work / "checkpoints" / trained.stem / "longer.pth", cwd=work, status=2).stderr
+    (work / "checkpoints" / trained.stem / "longer.pth").unlink()
+    assert trained.read_text() == content
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_last(place):
