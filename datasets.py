@@ -396,7 +396,7 @@ def load(root: Path, split: str, subset: str, tasks: Collection[str], size: int,
         sets.append(read_fer2013(root, subset, cache))
     sets = [only_tasks(faces if faces.pixels is not None else decode(faces, size, cache), tasks) for faces in sets]
     if not any(len(labelled(faces)) for faces in sets):
-        reasons = ", ".join(f"{len(names)} {reason}" for faces in sets for reason, names in faces.dropped.items())
+        reasons = ", ".join(f"{len(names)} {reason}, such as {names[0]}" for faces in sets for reason, names in faces.dropped.items())
         raise DataError(f"{sets[0].folder}: no usable face for {' and '.join(tasks)} in its {subset} part ({reasons or 'no images'})")
     return sets
 

@@ -642,7 +642,7 @@ def main() -> int | None:
         model, size, trained, content = open_checkpoint(checkpoint)
         model.to(device)
         if not (tasks := [task for task in tasks if task in trained]):
-            raise DataError(f"{checkpoint}: trained for {', '.join(trained)}; {args.split} tells {', '.join(datasets.SPLITS[args.split])}")
+            raise DataError(f"{checkpoint}: trained for {', '.join(trained)}; {args.split} tells {', '.join(datasets.SPLITS[args.split])}; --checkpoint names another")
         print(f"{checkpoint}: {size} px, trained for {', '.join(trained)}"
               + (f"; epoch {content['epoch']}" if type(content.get("epoch")) is int else "") + ("; mean of image and mirror image (--tta)" if args.tta else ""))
         margin = content.get("margin", MARGIN) if args.margin is None else args.margin
@@ -650,11 +650,11 @@ def main() -> int | None:
         export(content, margin, args.export)
         print(f"{args.export}: {args.export.stat().st_size / 1e6:.1f} MB, for crops with {100 * margin:g} % of the face on each side")
         return None
+    if not args.predictions and content.get("drawn") is True and args.data != "sample":
+        print("trained on drawn faces: what it tells of photos means nothing; --checkpoint names another")
     if args.pictures:
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
-        if content.get("drawn") is True:
-            print("trained on drawn faces: what it tells of photos means nothing; --checkpoint names another")
         if not args.detect:
             print("the whole picture is taken as the face's crop; --detect finds the faces in a photo")
         return predict_pictures(model, size, tasks, device, margin, args)

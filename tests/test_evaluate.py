@@ -187,6 +187,7 @@ def test_pictures(trained, work, tmp_path):
     done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", cwd=work)
     assert len(re.findall(r"[ab]\.(jpg|png): age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", done.stdout)) == 2
     assert "the whole picture is taken as the face's crop" in done.stdout
+    assert "trained on drawn faces" in done.stdout
     with open(tmp_path / "p.csv") as table:
         rows = list(csv.DictReader(table))
     assert [row["image"] for row in rows] == [str(tmp_path / "faces/a.jpg"), str(tmp_path / "faces/deeper/b.png")]
