@@ -89,7 +89,7 @@ def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (DataError, OSError, *mistakes) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, DataError):        # a user's mistake is told once a host, not by each process
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, (OSError, torch.OutOfMemoryError)):    # a mistake is told once a host, not by each process
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
 

