@@ -564,8 +564,8 @@ def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device:
                 unreadable += 1
                 print(f"{file}: not a readable picture ({' '.join(str(error).split())})", file=sys.stderr)
                 continue
-            read += 1
             boxes = find_faces(image) if args.detect else [None]
+            read += 1
             if not boxes:
                 print(f"{file}: no face found")
             faces = []
@@ -579,7 +579,7 @@ def predict_pictures(model: models.FaceNet, size: int, tasks: list[str], device:
                 whole = image if args.detect else datasets.open_picture(file, None)
                 annotate(whole, faces).save(args.out / f"{read:05}_{file.name}.png")       # numbered: names may come twice in several folders
     finally:                                                    # when stopped too, what there is
-        if args.csv:
+        if args.csv and read + unreadable:
             columns = [name for task in tasks for name in ([task] if task == "age" else [task, f"{task}_probability"])]
             write_csv(args.csv, ["image", *(["left", "top", "right", "bottom"] if args.detect else []), *columns], rows)
     if unreadable:

@@ -262,7 +262,9 @@ def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeyp
 def test_detect_without_opencv_says_how_to_install_it(trained, work, tmp_path, monkeypatch):
     picture(tmp_path / "photo.png")
     monkeypatch.setitem(sys.modules, "cv2", None)
-    assert "pip install 'opencv-python-headless" in run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work, status=2).stderr
+    (tmp_path / "p.csv").write_text("of an earlier run")
+    assert "pip install 'opencv-python-headless" in run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", cwd=work, status=2).stderr
+    assert (tmp_path / "p.csv").read_text() == "of an earlier run"
 
 
 def test_detect_finds_no_face_in_noise(trained, work, tmp_path):
