@@ -1,48 +1,61 @@
-"""Where faces come from: readers of IMDB-WIKI, ChaLearn CVPR 2016 and FER2013, a cache of decoded images, batches.
+"""Faces: what their labels mean, how their sets lie on disk, how their pixels reach a network.
 
     python datasets.py --data data        what is there, what of it is used, what is dropped and why
     python datasets.py --data sample      the same for the drawn sample, which needs no download
 
-Labels: age in years (float32, NaN unknown), gender 0 female, 1 male, -1 unknown, emotion 0..6 as in EMOTIONS, -1 unknown.
-Images: uint8, height x width x channels; decoded once, resized once, and kept in a memory map under CACHE.
+Labels: age in years (float32, NaN unknown), gender 0 female, 1 male, -1 unknown, emotion 0..6 as in
+EMOTIONS, -1 unknown. Images: uint8, height x width x channels; decoded once, resized once, and kept in a
+file of the cache.
 """
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))      # Ctrl-C while the imports take their seconds
+
 import argparse
+import codecs
+import contextlib
 import csv
 import errno
 import functools
 import hashlib
 import io
+import itertools
 import math
-import mmap
-import os
+import re
 import shutil
+import stat
 import sys
+import threading
+import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageOps
 
 TASKS = ("age", "gender", "emotion")
 GENDERS = ("female", "male")
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-OLDEST = 100                                                # ages are 0..100 years
-SPLITS = {"imdb-wiki": ("age", "gender"), "cvpr2016": ("age", "gender"), "fer2013": ("emotion",)}
+CLASS_NAMES = {"gender": GENDERS, "emotion": EMOTIONS}
+OLDEST = 100                            # ages are 0..100 years
+UNKNOWN = {"age": np.nan, "gender": -1, "emotion": -1}
 SUBSETS = ("train", "valid", "test")
-IMAGE_FILES = (".jpg", ".jpeg", ".png")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # of ImageNet, which torchvision's own weights expect
-TEXT = np.dtypes.StringDType()                              # a quarter of the memory of fixed-width text
-CACHE_FORMAT = 1                                            # counts up when decoded images change, so that no old one is used
 
-LUMA = (0.299, 0.587, 0.114)                                # ITU-R BT.601, as Pillow's conversion to grey
-MOST_PIXELS = 90_000_000                                    # a larger picture is refused unread
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)      # Pillow's own word on it
+EPOCH_IMAGES = 28_710                   # images that an epoch draws of a larger pool, as many as FER2013 has
+# pixels, where --image-size names none; of real faces, of the drawn sample
+IMAGE_SIZE, SAMPLE_SIZE = 224, 64
+LARGEST_PICTURE = 90_000_000            # pixels; a larger one is refused
+LARGE_PICTURE = 20_000_000              # pixels; larger ones are decoded one at a time, which bounds memory
+LONGEST_SIDE = 65_535                   # pixels, a JPEG's own limit
+CACHE_FORMAT = 2                        # counts up when decoded images change, so that no old one is used
+NAMES_TOLD = 3                          # of many files that are left out
 
 
 class DataError(Exception):
@@ -53,258 +66,300 @@ class Missing(DataError):
     """A set or a subset that is not on disk."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; a script's docstring is its help."""
+# ---- faces, and batches of them ---------------------------------------------------------------------------
 
-    def __init__(self, text: str):
-        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+@dataclass
+class Part:
+    """One set's subset, such as "cvpr2016 age valid": where its faces come from."""
+    folder: Path                                # what the faces' files are relative to
+    name: str = ""
+    split: str = ""                             # what --split calls it
+    grey: bool = False                          # its images have one channel
+    # reason -> names of the rows that are not used
+    dropped: dict[str, np.ndarray] = field(default_factory=dict)
+    pixels: "np.ndarray | Images | None" = None                         # (m, height, width, 3 or 1) uint8
 
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def in_range(kind: type, low: float, high: float = math.inf):
-    """An argparse type: a finite `kind` from `low` to `high`."""
-    def parse(text: str):
-        value = kind(text)
-        if not low <= value <= high or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {low} to {high}" if high < math.inf else f"{text} is out of range; expected at least {low}")
-        return value
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
-
-
-def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
-    """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status 2."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")    # file names that are not UTF-8 pass through as they are
-    try:
-        status = main()
-        sys.stdout.flush()                                  # here a closed pipe can still be caught
-        sys.exit(status)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:                                 # of `| head`, which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (DataError, OSError, *mistakes) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, (OSError, torch.OutOfMemoryError)):    # a mistake is told once a host, not by each process
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Iterable:
-    """`items` with a bar of images per second on stderr, if that is a terminal and tqdm is installed."""
-    if not sys.stderr.isatty():
-        return items
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    return tqdm(items, desc=what, total=total, unit=" images", unit_scale=unit_scale, leave=False)
-
-
-# ---- sets of faces ---------------------------------------------------------------------------------------------------
 
 @dataclass
 class Faces:
-    """Faces of one set and subset, as many rows in each array; `decode` adds their pixels."""
-    name: str                                   # e.g. "cvpr2016 age valid"
-    folder: Path                                # what `files` are relative to: the split's folder
-    files: np.ndarray                           # (n,) str, or FER2013's row numbers within the subset
+    """A table of faces, one row each; the rows of a part stand together, in the order of `parts`."""
+    parts: list[Part]
+    part: np.ndarray                            # (n,) int64, the number of the face's part
+    image: np.ndarray                           # (n,) int64, its row in the part's pixels
+    file: np.ndarray    # (n,) str, relative to the part's folder; of a CSV the row within the subset
     age: np.ndarray                             # (n,) float32 years, NaN unknown
-    stdv: np.ndarray                            # (n,) float32 years, of the guesses that `age` is the mean of, NaN unknown
+    spread: np.ndarray    # (n,) float32 years, standard deviation of the guesses behind `age`, NaN unknown
     gender: np.ndarray                          # (n,) int64, -1 unknown
     emotion: np.ndarray                         # (n,) int64, -1 unknown
-    dropped: dict[str, np.ndarray] = field(default_factory=dict)        # reason -> names of the rows it took away
-    pixels: np.ndarray | None = None            # (n, height, width, 3 or 1) uint8
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.file)
 
-    def keep(self, rows: np.ndarray, reason: str | None = None) -> "Faces":
-        """The faces where `rows` (bool, n) holds; the others are counted under `reason`, if one is given."""
-        dropped = dict(self.dropped)
-        if reason and not rows.all():
-            dropped[reason] = self.files[~rows]
-        arrays = {name: getattr(self, name)[rows] for name in ("files", "age", "stdv", "gender", "emotion")}
-        return replace(self, dropped=dropped, **arrays)
+    def keep(self, rows: np.ndarray) -> "Faces":
+        """The faces of `rows`, (n,) bool or (k,) ascending int."""
+        return replace(self, **{column: getattr(self, column)[rows] for column in COLUMNS})
+
+    def drop(self, rows: np.ndarray, reason: str) -> "Faces":
+        """The faces without `rows` (n,) bool, which are counted under `reason`."""
+        parts = []
+        for number, part in enumerate(self.parts):
+            lost = self.file[rows & (self.part == number)]
+            parts.append(replace(part, dropped=part.dropped | {reason: lost}) if len(lost) else part)
+        return replace(self.keep(~rows), parts=parts)
+
+    def only(self, number: int) -> "Faces":
+        """The faces of one part, as a table of that part alone."""
+        rows = self.keep(self.part == number)
+        return replace(rows, parts=[self.parts[number]], part=np.zeros(len(rows), np.int64))
+
+    def known(self, task: str) -> np.ndarray:
+        """Where the label of `task` is known: (n,) bool."""
+        return known(self, task)
+
+    def labelled(self) -> np.ndarray:
+        """Where any label is known: (n,) bool."""
+        return np.any([self.known(task) for task in TASKS], axis=0)
 
 
-def make_faces(name: str, folder: Path, files: Sequence[str] | np.ndarray, age=None, stdv=None, gender=None, emotion=None) -> Faces:
-    """A Faces in which the labels that are not given are unknown."""
+COLUMNS = ("part", "image", "file", "age", "spread", "gender", "emotion")
+
+
+class Labels(NamedTuple):
+    """Labels of a batch."""
+    age: torch.Tensor           # (n,) float32 years, NaN unknown
+    spread: torch.Tensor        # (n,) float32 years, NaN unknown
+    gender: torch.Tensor        # (n,) int64, -1 unknown
+    emotion: torch.Tensor       # (n,) int64, -1 unknown
+
+
+class Batch(NamedTuple):
+    """One process's part of a training step."""
+    rows: np.ndarray            # (n,) int64, the faces' rows, part after part
+    draws: torch.Tensor         # (n, draws) float32 in 0..1, the chance that `augment` uses; on the CPU
+    total: int                  # images of the whole step, all processes together
+
+
+class Share(NamedTuple):
+    """Which of several processes this one is."""
+    rank: int = 0
+    world: int = 1
+
+
+def known(labels: Faces | Labels, task: str):
+    """Where the label of `task` is known: (n,) bool, an array or a tensor as the labels are."""
+    values = getattr(labels, task)
+    return values == values if task == "age" else values >= 0
+
+
+def load(root: Path, splits: Collection[str], subset: str, tasks: Collection[str], size: int,
+         cache: Path) -> Faces:
+    """The faces of `splits` that have labels of `tasks`, decoded.
+
+    Args: root, the data root; splits, keys of SPLITS; subset, one of SUBSETS; size, of decoded images in
+        pixels (FER2013's stay 48x48x1); cache, the folder for decoded images.
+    Raises: Missing, where a set that a task needs is not there; DataError, where one can't be used.
+    """
+    faces, gaps = read(root, splits, subset, tasks, cache)
+    if gaps:
+        raise gaps[0]
+    return check_usable(decode(faces, size, cache), tasks)
+
+
+def check_usable(faces: Faces, tasks: Collection[str]) -> Faces:
+    """`faces`. Raises DataError where no face of a split has a label of `tasks`."""
+    for split in dict.fromkeys(part.split for part in faces.parts):
+        parts = [number for number, part in enumerate(faces.parts) if part.split == split]
+        if not (faces.labelled() & np.isin(faces.part, parts)).any():
+            reasons = [f"{len(names):,} {reason}, such as {names[0]}"
+                       for number in parts for reason, names in faces.parts[number].dropped.items()]
+            raise DataError(f"{faces.parts[parts[0]].name}: no usable face for {' and '.join(tasks)} "
+                            f"({', '.join(reasons) or 'no images'})")
+    return faces
+
+
+def pools(faces: Faces, samples: int | None = None) -> dict[tuple[int, ...], int]:
+    """What is drawn together: parts that share a task, directly or through others -> images that an epoch
+    draws of them.
+
+    That is `samples` or, without it, as many as there are, EPOCH_IMAGES at most.
+    """
+    pooled = []
+    for task in TASKS:
+        if serving := set(np.unique(faces.part[faces.known(task)]).tolist()):
+            apart = [pool for pool in pooled if pool.isdisjoint(serving)]
+            pooled = apart + [serving.union(*(pool for pool in pooled if pool not in apart))]
+    sizes = np.bincount(faces.part[faces.labelled()], minlength=len(faces.parts))
+    return {
+        tuple(sorted(pool)): samples or min(int(sizes[list(pool)].sum()), EPOCH_IMAGES) for pool in pooled
+    }
+
+
+def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed: int, epoch: int,
+            share: Share = Share()) -> Iterator[Batch]:
+    """One epoch: what `pools` draws, in steps of `batch_size` images in which every pool has its share.
+
+    In a pool, the splits take turns, however large they are. What a split has too little of is shown again
+    and again, in a new order each time, so that its images come up equally often. All chance comes from
+    `seed` and `epoch`, drawn for the whole step; a process takes its share of the step. `draws`: how many
+    random numbers an image gets.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    labelled = faces.labelled()
+    drawn = []
+    for pool, total in pools(faces, samples).items():
+        splits = {}
+        for number in pool:
+            rows = np.flatnonzero(labelled & (faces.part == number))
+            splits.setdefault(faces.parts[number].split, []).append(rows)
+        for turn, rows in enumerate(map(np.concatenate, splits.values())):
+            count = len(range(turn, total, len(splits)))
+            orders = [rng.permutation(len(rows)) for _ in range(count // len(rows) + 1)]
+            drawn.append(rows[np.concatenate(orders)[:count]])
+    # even over the epoch
+    places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in drawn])
+    epoch_rows = np.concatenate(drawn)[np.argsort(places, kind="stable")]
+    for step in np.array_split(epoch_rows, math.ceil(len(epoch_rows) / batch_size)):  # none is much smaller
+        chance = rng.random((len(step), draws), np.float32)
+        own = slice(len(step) * share.rank // share.world, len(step) * (share.rank + 1) // share.world)
+        rows = step[own]
+        rows = rows[np.argsort(faces.part[rows], kind="stable")]
+        yield Batch(rows, torch.from_numpy(chance[own]), len(step))
+
+
+def labels_of(faces: Faces, rows: np.ndarray, device: torch.device) -> Labels:
+    """The labels of `rows`, on the device."""
+    columns = (torch.from_numpy(getattr(faces, column)[rows]) for column in Labels._fields)
+    return Labels(*(values.to(device, non_blocking=True) for values in columns))
+
+
+def to_device(faces: Faces, device: torch.device) -> list["np.ndarray | Images | torch.Tensor"]:
+    """Each part's pixels as `gather` takes them: on a GPU if all fit into half its free memory, else where
+    they are.
+    """
+    pixels = [part.pixels for part in faces.parts]
+    size = sum(images.nbytes for images in pixels)
+    if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] / 2:
+        return pixels
+    copies = []
+    for images in pixels:
+        copies.append(torch.empty(images.shape, dtype=torch.uint8, device=device))
+        for start in range(0, len(images), 4096):           # bounds what is held twice in memory
+            rows = np.arange(start, min(start + 4096, len(images)))
+            copies[-1][start:start + len(rows)] = torch.from_numpy(images[rows])
+    return copies
+
+
+def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -> list[torch.Tensor]:
+    """Images of `rows` (part after part) on the device: for each part that has some, (m, height, width,
+    channels) uint8.
+    """
+    images = []
+    for number in np.unique(faces.part[rows]):
+        wanted, stored = faces.image[rows[faces.part[rows] == number]], pixels[number]
+        if isinstance(stored, torch.Tensor):
+            images.append(stored[torch.from_numpy(wanted).to(stored.device, non_blocking=True)])
+        else:
+            copied = torch.from_numpy(stored[wanted])
+            copied = copied.pin_memory() if device.type == "cuda" else copied
+            images.append(copied.to(device, non_blocking=True))
+    return images
+
+
+def new_faces(folder: Path, files: Sequence[str] | np.ndarray, dropped: dict[str, Sequence[str]] | None = None,
+              **labels) -> Faces:
+    """A table of one part; labels that are not given are unknown. Raises DataError."""
+    text = np.dtypes.StringDType()              # a quarter of the memory of fixed-width text
+    dropped = dropped or {}
     try:
-        files = np.asarray(files, TEXT)
+        files = np.asarray(files, text)
+        dropped = {reason: np.asarray(names, text) for reason, names in dropped.items() if len(names)}
     except UnicodeEncodeError:
-        raise DataError(f"{folder}: a file's name is not UTF-8, {next(name for name in files if not name.isprintable())!a}; rename it") from None
+        names = itertools.chain(files, *dropped.values())
+        odd = next(name for name in names if not name.isprintable())
+        raise DataError(f"{folder}: a file's name is not UTF-8, {odd!a}; rename it") from None
 
-    def column(values, unknown, dtype):
-        return np.full(len(files), unknown, dtype) if values is None else np.asarray(values, dtype)
-    return Faces(name, folder, files, column(age, np.nan, np.float32), column(stdv, np.nan, np.float32),
-                 column(gender, -1, np.int64), column(emotion, -1, np.int64))
+    def column(name: str, dtype: type) -> np.ndarray:
+        if (values := labels.get(name)) is None:
+            return np.full(len(files), UNKNOWN.get(name, np.nan), dtype)
+        return np.asarray(values, dtype)
 
-
-def read_csv(file: Path, columns: Collection[str], ignored: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, row by column name); the header must hold `columns`, and no other but `ignored`. Raises DataError."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
-            rows = csv.reader(text)
-            header = [name.strip() for name in next(rows, [])]
-            expected = f"expected the columns {','.join(columns)}"
-            if not header:
-                raise DataError(f"{file}: empty file; {expected}")
-            if lacking := [name for name in columns if name not in header]:
-                raise DataError(f"{file}: no column {', '.join(lacking)}; {expected}")
-            if unknown := [name for name in header if name not in columns and name not in ignored or header.count(name) > 1]:
-                raise DataError(f"{file}: unknown or doubled column {', '.join(dict.fromkeys(unknown))}; {expected}")
-            for row in rows:
-                if row and len(row) != len(header):
-                    raise DataError(f"{file} line {rows.line_num}: {len(row)} fields; expected {len(header)}, as in the header")
-                if row:
-                    yield rows.line_num, dict(zip(header, row))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from None
+    return Faces([Part(folder, dropped=dropped)], np.zeros(len(files), np.int64), np.arange(len(files)),
+                 files, column("age", np.float32), column("spread", np.float32), column("gender", np.int64),
+                 column("emotion", np.int64))
 
 
-def number(text: str, low: float, high: float, where: str, what: str) -> float:
-    """`text` as a number within low..high. Raises DataError that names `where` and `what`."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise DataError(f"{where}: {what} is {text.strip()!r}; expected a number from {low} to {high}")
-    return value
+def join(tables: list[Faces]) -> Faces:
+    """The rows of several tables as one."""
+    offsets = np.cumsum([0, *(len(table.parts) for table in tables)])
+    columns = {column: np.concatenate([getattr(table, column) for table in tables]) for column in COLUMNS}
+    columns["part"] = np.concatenate([table.part + offset for table, offset in zip(tables, offsets)])
+    return Faces([part for table in tables for part in table.parts], **columns)
 
 
-def child(folder: Path, name: str) -> Path:
-    """The entry of `folder` called `name`, in any case; `folder / name` where there is none."""
-    entries = sorted(folder.iterdir()) if folder.is_dir() else ()
-    return next((entry for entry in entries if entry.name.lower() == name), folder / name)
+# ---- readers: from a set's layout on disk to a table ------------------------------------------------------
+
+def read(root: Path, splits: Collection[str], subset: str, tasks: Collection[str], cache: Path,
+         sources: "Sequence[Source] | None" = None) -> tuple[Faces, list[Missing]]:
+    """The faces of `splits` with their labels of `tasks`, not decoded, and a gap for each task whose set is
+    not there.
+
+    `sources`: the sets to look for, without it SOURCES.
+
+    Raises: DataError, where a set can't be read; Missing, where there is none at all.
+    """
+    tables, gaps = [], []
+    for split in splits:
+        absent, served = {}, set()
+        for source in sources or SOURCES:
+            wanted = [task for task in source.tasks if task in tasks]
+            if source.split != split or not wanted:
+                continue
+            try:
+                table = source.read(root, subset, cache)
+            except Missing as gap:
+                absent |= {task: absent.get(task, gap) for task in wanted}
+                continue
+            served.update(wanted)
+            (part,) = table.parts
+            table.parts = [replace(part, name=f"{source.name} {subset}", split=split, grey=source.grey)]
+            tables.append(replace(table, **{task: np.full_like(getattr(table, task), UNKNOWN[task])
+                                            for task in TASKS if task not in wanted}))
+        gaps += dict.fromkeys(gap for task, gap in absent.items() if task not in served)
+    if not tables:
+        raise gaps[0]
+    return join(tables), gaps
 
 
-def class_folders(folder: Path, root: Path, class_of: Callable[[str], int | None], expected: str) -> tuple[list[str], list[int]]:
-    """Images of `folder`'s class folders, relative to `root` and in sorted order, with their classes. Raises DataError."""
-    files, classes = [], []
-    for entry in sorted(folder.iterdir()):
-        if not entry.is_dir() or entry.name.startswith("."):
-            continue
-        if (label := class_of(entry.name.lower())) is None:
-            raise DataError(f"{entry}: unknown class folder; expected {expected}")
-        for file in sorted(entry.iterdir()):
-            if file.suffix.lower() in IMAGE_FILES:
-                files.append(file.relative_to(root).as_posix())
-                classes.append(label)
-    return files, classes
-
-
-def read_cvpr_age(root: Path, subset: str) -> Faces:
-    """ChaLearn LAP 2016 apparent age, in any of its three layouts. Raises Missing, DataError."""
-    split, folder = root / "cvpr2016", root / "cvpr2016/age"
-    files, means, stdvs = [], [], []
-    images = child(folder, subset)
-    for table, image, mean, stdv, ignored, ending in (
-            (f"{subset}_gt.csv", "image", "mean", "stdv", (), ""),
-            (f"gt_avg_{subset}.csv", "file_name", "apparent_age_avg", "apparent_age_std", ("num_ratings", "real_age"), "_face.jpg")):
-        if not (folder / table).is_file():
-            continue
-        for line, row in read_csv(folder / table, (image, mean, stdv), ignored):
-            where = f"{folder / table} line {line}"
-            means.append(number(row[mean], 0, OLDEST, where, mean))
-            stdvs.append(number(row[stdv], 0, OLDEST, where, stdv))
-            files.append((images / (row[image].strip() + ending)).relative_to(split).as_posix())
-        if not files:
-            raise DataError(f"{folder / table}: no rows under its header")
-        break
-    else:
-        if images.is_dir():
-            files, means = class_folders(images, split, lambda name: int(name) if name.isdecimal() and int(name) <= OLDEST else None,
-                                         f"an age from 0 to {OLDEST}, or {subset}_gt.csv beside {images.name}/")
-        if not files:
-            raise Missing(f"no {folder / subset}_gt.csv, gt_avg_{subset}.csv or images in {subset}/<age>/: the age set's {subset} part is not there")
-        stdvs = None
-    return make_faces(f"cvpr2016 age {subset}", split, files, age=means, stdv=stdvs)
-
-
-def read_cvpr_gender(root: Path, subset: str) -> Faces:
-    """ChaLearn's gender folders, {subset}/{female,male}/. Raises Missing, DataError."""
-    split = root / "cvpr2016"
-    folder, files = child(split / "gender", subset), []
-    if folder.is_dir():
-        files, genders = class_folders(folder, split, {name: i for i, name in enumerate(GENDERS)}.get, "female or male")
-    if not files:
-        raise Missing(f"no images in {folder}/female/ and male/: the gender set's {subset} part is not there")
-    return make_faces(f"cvpr2016 gender {subset}", split, files, gender=genders)
-
-
-def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
-    """FER2013 from fer2013.csv, icml_face_data.csv, or folders of images. Raises Missing, DataError."""
-    folder = root / "fer2013"
-    name = f"fer2013 {subset}"
-    for table in (folder / "fer2013.csv", folder / "icml_face_data.csv"):
-        if table.is_file():
-            stat = table.stat()
-            parsed = cached(cache, folder, "fer2013", f"{table.name} {stat.st_size} {stat.st_mtime_ns}", functools.partial(parse_fer2013, table))
-            emotion = np.load(parsed / f"{subset}.npy")
-            pixels = open_images(parsed / f"{subset}.u8", (48, 48, 1), len(emotion))
-            if not len(emotion):
-                raise Missing(f"{table}: no rows of {subset}")
-            return replace(make_faces(name, folder, [str(row) for row in range(len(emotion))], emotion=emotion), pixels=pixels)
-    # Kaggle's folders have PublicTest and PrivateTest in test/, told apart by the files' names; others have a valid/
-    own = next((path for alias in ({"valid": ("valid", "validation")}.get(subset, (subset,)))
-                if (path := child(folder, alias)).is_dir()), None)
-    source, files = own or child(folder, "test" if subset == "valid" else subset), []
-    if source.is_dir():
-        files, emotion = class_folders(source, folder, {name: i for i, name in enumerate(EMOTIONS)}.get, "one of " + ", ".join(EMOTIONS))
-    if not files:
-        raise Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or images in {subset}/<emotion>/: FER2013's {subset} part is not there")
-    faces = make_faces(name, folder, files, emotion=emotion)
-    public = np.array([Path(file).name.startswith("PublicTest") for file in files], dtype=bool)
-    if own is None:
-        if not public.any():
-            raise Missing(f"no {folder}/valid/ and no file named PublicTest* in {source}: FER2013's valid part is not there")
-        return faces.keep(public)
-    return faces.keep(~public) if subset == "test" else faces
-
-
-def parse_fer2013(table: Path, folder: Path) -> None:
-    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`. Raises DataError."""
-    usages = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
-    emotions = {subset: [] for subset in SUBSETS}
-    outputs = {subset: open(folder / f"{subset}.u8", "wb") for subset in SUBSETS}
-    try:
-        for line, row in read_csv(table, ("emotion", "pixels", "Usage")):
-            where = f"{table} line {line}"
-            emotion = number(row["emotion"], 0, len(EMOTIONS) - 1, where, "emotion")
-            if not emotion.is_integer():
-                raise DataError(f"{where}: emotion is {row['emotion']!r}; expected a whole number")
-            if (subset := usages.get(row["Usage"].strip())) is None:
-                raise DataError(f"{where}: Usage is {row['Usage']!r}; expected {', '.join(usages)}")
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")              # text that is no number is only a warning otherwise
-                try:
-                    pixels = np.fromstring(row["pixels"], np.int64, sep=" ")
-                except (ValueError, DeprecationWarning):
-                    raise DataError(f"{where}: a pixel is not a number; expected 0 to 255") from None
-            if pixels.size != 48 * 48:
-                raise DataError(f"{where}: {pixels.size} pixels; expected {48 * 48}")
-            if pixels.min() < 0 or pixels.max() > 255:
-                raise DataError(f"{where}: a pixel of {pixels.min() if pixels.min() < 0 else pixels.max()}; expected 0 to 255")
-            outputs[subset].write(pixels.astype(np.uint8).tobytes())
-            emotions[subset].append(int(emotion))
-    finally:
-        for output in outputs.values():
-            output.close()
-    if not any(emotions.values()):
-        raise DataError(f"{table}: no rows under its header")
-    for subset, values in emotions.items():
-        np.save(folder / f"{subset}.npy", np.array(values, np.int64))
+def read_imdb_wiki(crop: str, root: Path, subset: str, cache: Path) -> Faces:
+    """One of IMDB-WIKI's crops, "imdb" or "wiki", cleaned, split by person. Raises Missing, DataError."""
+    folder = root / "imdb-wiki"
+    file = folder / f"{crop}_crop/{crop}.mat"
+    if not file.is_file():
+        hint = " (the sample was drawn without scipy: pip install scipy, and delete the sample)"
+        hint = hint if is_drawn(root) else ""
+        raise Missing(f"no {folder}/imdb_crop/imdb.mat or wiki_crop/wiki.mat: IMDB-WIKI is not there{hint}")
+    table = read_mat(file, file.stat().st_mtime_ns)
+    rows = table["subset"] == subset
+    table = {column: values[rows] for column, values in table.items()}
+    faces = new_faces(folder, table["file"], age=table["age"], gender=table["gender"])
+    flaws = {"no face": ~(table["face_score"] > -np.inf), "second face": table["second_face_score"] > 0,
+             "age unknown": np.isnan(faces.age), "age below 0": faces.age < 0,
+             f"age above {OLDEST}": faces.age > OLDEST}
+    left = np.ones(len(faces), dtype=bool)
+    for reason, flawed in flaws.items():
+        if (left & flawed).any():
+            faces.parts[0].dropped[reason] = faces.file[left & flawed]
+        left &= ~flawed
+    return faces.keep(left)
 
 
 @functools.lru_cache(maxsize=2)
 def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
-    """IMDB-WIKI's .mat as arrays of one row a face: files, subset, age, gender, face_score, second_face_score. Raises DataError."""
+    """IMDB-WIKI's .mat as columns of one row a face: file, subset, age, gender, face_score,
+    second_face_score.
+
+    `mtime_ns` is the file's time, so that a changed file is read anew. Raises DataError.
+    """
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -314,133 +369,345 @@ def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
         table = loadmat(file, squeeze_me=True, variable_names=[file.stem])[file.stem][()]
         columns = {name: np.atleast_1d(table[name]) for name in
                    ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")}
-        if len({len(values) for values in columns.values()}) != 1:
-            raise ValueError("its columns differ in length")
-        dob, taken, gender, score, second = (columns[name].astype(float) for name in
-                                             ("dob", "photo_taken", "gender", "face_score", "second_face_score"))
-        files = np.array([f"{file.parent.name}/{path}" for path in columns["full_path"]], TEXT)
+        del table                                           # the boxes in it are most of its memory
+        rows = len(columns["dob"])
+        if not rows or {values.shape for values in columns.values()} != {(rows,)}:
+            raise ValueError("its columns are not of one row a face")
+        dob, taken, gender, score, second = (
+            columns[name].astype(float)
+            for name in ("dob", "photo_taken", "gender", "face_score", "second_face_score"))
+        paths = [str(path) for path in columns["full_path"]]
+        files = np.array([f"{file.parent.name}/{path}" for path in paths], np.dtypes.StringDType())
+        # a person is known by name, in both crops; where that is missing, by the number that begins the
+        # file's name
+        names = (name.strip().casefold() if isinstance(name, str) else "" for name in columns["name"])
+        persons = [name or path.rpartition("/")[2].split("_")[0] for name, path in zip(names, paths)]
+        subsets = {person: subset_by_hash(person, 20, {18: "valid", 19: "test"}) for person in set(persons)}
     except Exception as error:                              # scipy raises anything on a file that is none
         raise DataError(f"{file}: not IMDB-WIKI's MATLAB file, a struct {file.stem!r} with its columns "
-                        f"({type(error).__name__}: {' '.join(str(error).split())})") from None
-    # a person is known by name, in both crops; where that is missing, by the number that begins the file's name
-    del table                                               # the boxes in it are most of its memory
-    names = (name.strip().casefold() if isinstance(name, str) else "" for name in columns["name"])
-    persons = [name or path.rpartition("/")[2].split("_")[0] for name, path in zip(names, columns["full_path"])]
-    subsets = {person: subset_of(person) for person in set(persons)}
-    return {"files": files, "subset": np.array([subsets[person] for person in persons]), "age": completed_years(dob, taken), "gender": np.where(np.isin(gender, (0, 1)), gender, -1),
+                        f"({type(error).__name__}: {error})") from None
+    return {"file": files, "subset": np.array([subsets[person] for person in persons]),
+            "age": completed_years(dob, taken), "gender": np.where(np.isin(gender, (0, 1)), gender, -1),
             "face_score": score, "second_face_score": second}
 
 
 def completed_years(dob: np.ndarray, photo_taken: np.ndarray) -> np.ndarray:
-    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it; NaN where that can't be told.
+    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it; NaN where
+    that can't be told.
 
     `dob` (n,) is MATLAB's serial date number: days since the year 0, 719529 on 1 January 1970.
     """
-    known = np.isfinite(dob) & np.isfinite(photo_taken) & (np.abs(dob) < 1e7)
-    birth = np.where(known, dob, 0).astype(np.int64) - 719529
+    usable = np.isfinite(dob) & (np.abs(dob) < 1e7) & (np.abs(photo_taken) < 1e5)
+    birth = np.where(usable, dob, 0).astype(np.int64) - 719529
     days = birth.astype("datetime64[D]")
     year = days.astype("datetime64[Y]").astype(np.int64) + 1970
     month = days.astype("datetime64[M]").astype(np.int64) % 12 + 1
     first_of_month = days == days.astype("datetime64[M]").astype("datetime64[D]")
     after_july_1 = (month > 7) | ((month == 7) & ~first_of_month)
-    return np.where(known, photo_taken - year - after_july_1, np.nan).astype(np.float32)
+    return np.where(usable, photo_taken - year - after_july_1, np.nan).astype(np.float32)
 
 
-def subset_of(person: str) -> str:
-    """The subset that a person's every image is in: 90 % train, 5 % valid, 5 % test, by a hash of the name."""
-    bucket = int.from_bytes(hashlib.blake2b(person.encode(), digest_size=4).digest(), "big") % 20
-    return {18: "valid", 19: "test"}.get(bucket, "train")
+def subset_by_hash(name: str, buckets: int, subsets: dict[int, str]) -> str:
+    """The subset that a name's hash falls into, of `buckets` equal parts: that of `subsets`, else train."""
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=4).digest()
+    return subsets.get(int.from_bytes(digest, "big") % buckets, "train")
 
 
-def read_imdb_wiki(root: Path, subset: str) -> list[Faces]:
-    """IMDB-WIKI's crops, cleaned, split by person; either crop may be absent. Raises Missing, DataError."""
-    split, sets = root / "imdb-wiki", []
-    for crop in ("imdb", "wiki"):
-        file = split / f"{crop}_crop/{crop}.mat"
-        if not file.is_file():
+def read_cvpr_age(root: Path, subset: str, cache: Path) -> Faces:
+    """ChaLearn LAP 2016 apparent age, in any of its three layouts. Raises Missing, DataError."""
+    folder = root / "cvpr2016/age"
+    images = entry(folder, subset)
+    appa_real = ("file_name", "apparent_age_avg", "apparent_age_std")
+    for table, columns, others, ending in (
+            (f"{subset}_gt.csv", ("image", "mean", "stdv"), (), ""),
+            (f"gt_avg_{subset}.csv", appa_real, ("num_ratings", "real_age"), "_face.jpg")):
+        if not (folder / table).is_file():
             continue
-        table = read_mat(file, file.stat().st_mtime_ns)
-        mine = table["subset"] == subset
-        score, second = table["face_score"][mine], table["second_face_score"][mine]
-        faces = make_faces(f"imdb-wiki {crop}_crop {subset}", split,
-                           table["files"][mine], age=table["age"][mine], gender=table["gender"][mine])
-        rules = (("no face", score > -np.inf), ("second face", ~(second > 0)), ("age unknown", ~np.isnan(faces.age)),
-                 ("age below 0", faces.age >= 0), (f"age above {OLDEST}", faces.age <= OLDEST))
-        left = np.ones(len(faces), dtype=bool)
-        for reason, fine in rules:
-            if (left & ~fine).any():
-                faces.dropped[reason] = faces.files[left & ~fine]
-            left &= fine
-        sets.append(faces.keep(left))
-    if not sets:
-        raise Missing(f"no {split}/imdb_crop/imdb.mat or wiki_crop/wiki.mat: IMDB-WIKI is not there"
-                      + (" (the sample was drawn without scipy: pip install scipy, and delete the sample)" if root.name == "sample" else ""))
-    return sets
+        files, means, spreads = [], [], []
+        for line, row in read_csv(folder / table, columns, others):
+            name, mean, spread = (row[column] for column in columns)
+            where = f"{folder / table} line {line}"
+            means.append(number(mean, 0, OLDEST, where, columns[1]))
+            spreads.append(number(spread, 0, OLDEST, where, columns[2]))
+            file = images / (name.strip() + ending)
+            if file.is_relative_to(root / "cvpr2016"):
+                files.append(file.relative_to(root / "cvpr2016").as_posix())
+            else:                       # a path of another machine, which is counted as missing
+                files.append(f"age/{images.name}/{file.as_posix().lstrip('/')}")
+        if not files:
+            raise DataError(f"{folder / table}: no rows under its header")
+        return new_faces(root / "cvpr2016", files, age=means, spread=spreads)
+    return class_folders(
+        images, root / "cvpr2016", "age",
+        {f"{age:0{digits}}": age for age in range(OLDEST + 1) for digits in (1, 2, 3)},
+        f"an age from 0 to {OLDEST}, or {subset}_gt.csv beside {images.name}/",
+        f"no {folder / subset}_gt.csv, gt_avg_{subset}.csv or images in {subset}/<age>/: "
+        f"the age set's {subset} part is not there")
 
 
-def load(root: Path, split: str, subset: str, tasks: Collection[str], size: int, cache: Path) -> list[Faces]:
-    """The sets of a split that serve `tasks`, decoded.
+def read_cvpr_gender(root: Path, subset: str, cache: Path) -> Faces:
+    """ChaLearn's gender folders, {subset}/{female,male}/. Raises Missing, DataError."""
+    folder = entry(root / "cvpr2016/gender", subset)
+    return class_folders(
+        folder, root / "cvpr2016", "gender", {name: i for i, name in enumerate(GENDERS)}, "female or male",
+        f"no images in {folder}/female/ and male/: the gender set's {subset} part is not there")
 
-    Args: root, the data root; split, a key of SPLITS; subset, one of SUBSETS; size, of decoded images in pixels (FER2013's
-        stay 48x48x1); cache, the folder for decoded images.
-    Raises: Missing, where a set that a task needs is not there; DataError, where one can't be used.
+
+def read_fer2013(root: Path, subset: str, cache: Path) -> Faces:
+    """FER2013 from fer2013.csv, icml_face_data.csv, or folders of images. Raises Missing, DataError."""
+    folder = root / "fer2013"
+    for table in (folder / "fer2013.csv", folder / "icml_face_data.csv"):
+        if table.is_file():
+            return read_fer2013_csv(table, subset, cache)
+    # Kaggle's folders have PublicTest and PrivateTest in test/, told apart by the files' names; others have
+    # a valid/
+    names = {"valid": ("valid", "validation")}.get(subset, (subset,))
+    own = next((path for name in names if (path := entry(folder, name)).is_dir()), None)
+    source = own or entry(folder, "test" if subset == "valid" else subset)
+    faces = class_folders(source, folder, "emotion", {name: i for i, name in enumerate(EMOTIONS)},
+                          "one of " + ", ".join(EMOTIONS),
+                          f"no {folder}/fer2013.csv, icml_face_data.csv or images in {subset}/<emotion>/: "
+                          f"FER2013's {subset} part is not there")
+    public = np.array([Path(file).name.startswith("PublicTest") for file in faces.file], dtype=bool)
+    if own is None:
+        if not public.any():
+            raise Missing(f"no {folder}/valid/ and no file named PublicTest* in {source}: "
+                          "FER2013's valid part is not there")
+        return faces.keep(public)
+    return faces.keep(~public) if subset == "test" else faces
+
+
+def read_fer2013_csv(table: Path, subset: str, cache: Path) -> Faces:
+    """One part of FER2013's CSV, with its pixels. Raises Missing, DataError."""
+    def open_parsed(parsed: Path) -> tuple[np.ndarray, Images]:
+        emotion = np.load(parsed / f"{subset}.npy")
+        classes = range(len(EMOTIONS))
+        if emotion.dtype != np.int64 or emotion.ndim != 1 or not np.isin(emotion, classes).all():
+            raise ValueError(f"{subset}.npy holds no emotions")
+        return emotion, Images(parsed / f"{subset}.u8", (48, 48, 1), len(emotion))
+    details = table.stat()
+    emotion, pixels = cached(cache, table.parent, "fer2013",
+                             f"{table.name} {details.st_size} {details.st_mtime_ns}",
+                             functools.partial(parse_fer2013, table), open_parsed)
+    if not len(emotion):
+        raise Missing(f"{table}: no rows of {subset}")
+    faces = new_faces(table.parent, [str(row) for row in range(len(emotion))], emotion=emotion)
+    faces.parts[0].pixels = pixels
+    return faces
+
+
+def parse_fer2013(table: Path, folder: Path) -> None:
+    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`. Raises
+    DataError.
     """
-    sets = []
-    if split == "imdb-wiki":
-        sets += read_imdb_wiki(root, subset)
-    if split == "cvpr2016" and "age" in tasks:
-        sets.append(read_cvpr_age(root, subset))
-    if split == "cvpr2016" and "gender" in tasks:
-        sets.append(read_cvpr_gender(root, subset))
-    if split == "fer2013":
-        sets.append(read_fer2013(root, subset, cache))
-    sets = [only_tasks(faces if faces.pixels is not None else decode(faces, size, cache), tasks) for faces in sets]
-    if not any(len(labelled(faces)) for faces in sets):
-        reasons = ", ".join(f"{len(names)} {reason}, such as {names[0]}" for faces in sets for reason, names in faces.dropped.items())
-        raise DataError(f"{sets[0].folder}: no usable face for {' and '.join(tasks)} in its {subset} part ({reasons or 'no images'})")
-    return sets
+    usages = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
+    emotions = {subset: [] for subset in SUBSETS}
+    with contextlib.ExitStack() as stack:
+        outputs = {subset: stack.enter_context(open(folder / f"{subset}.u8", "wb")) for subset in SUBSETS}
+        for line, row in read_csv(table, ("emotion", "pixels", "Usage")):
+            where = f"{table} line {line}"
+            emotion = number(row["emotion"], 0, len(EMOTIONS) - 1, where, "emotion")
+            if not emotion.is_integer():
+                raise DataError(f"{where}: emotion is {row['emotion']!r}; expected a whole number")
+            if (subset := usages.get(row["Usage"].strip())) is None:
+                raise DataError(f"{where}: Usage is {row['Usage']!r}; expected {', '.join(usages)}")
+            outputs[subset].write(parse_pixels(row["pixels"], where))
+            emotions[subset].append(int(emotion))
+    if not any(emotions.values()):
+        raise DataError(f"{table}: no rows under its header")
+    for subset, values in emotions.items():
+        np.save(folder / f"{subset}.npy", np.array(values, np.int64))
 
 
-def only_tasks(faces: Faces, tasks: Collection[str]) -> Faces:
-    """`faces` with the labels of other tasks made unknown."""
-    unknown = {"age": np.nan, "gender": -1, "emotion": -1}
-    return replace(faces, **{task: np.full_like(getattr(faces, task), unknown[task]) for task in TASKS if task not in tasks})
+def parse_pixels(text: str, where: str) -> bytes:
+    """48x48 pixels, each 0 to 255, from text with blanks between them. Raises DataError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")    # text that is no number is only a warning otherwise
+        try:
+            # a table that went through pandas has 70.0 for 70
+            pixels = np.fromstring(text, np.float64, sep=" ")
+        except (ValueError, DeprecationWarning):
+            raise DataError(f"{where}: a pixel is not a number; expected 0 to 255") from None
+    if pixels.size != 48 * 48:
+        raise DataError(f"{where}: {pixels.size} pixels; expected {48 * 48}")
+    if len(odd := pixels[~((pixels >= 0) & (pixels <= 255) & (pixels == np.floor(pixels)))]):
+        raise DataError(f"{where}: a pixel of {odd[0]:g}; expected a whole number from 0 to 255")
+    return pixels.astype(np.uint8).tobytes()
 
 
-def labelled(faces: Faces) -> np.ndarray:
-    """Numbers of the rows that have a label, int64."""
-    return np.flatnonzero(sum(known(faces, task) for task in TASKS))
+def read_csv(file: Path, columns: Collection[str],
+             others: Collection[str] | None = ()) -> Iterator[tuple[int, dict]]:
+    """Yield (line number, row by column name) of a table with `columns`, separated by comma, semicolon or
+    tab.
+
+    The table may hold `others` too, any if that is None, and the nameless column that pandas saves. Raises
+    DataError.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):         # reading a pipe or a device might never end
+            raise DataError(f"{file}: not a file")
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            head = text.readline(100_000)
+            text.seek(0)
+            rows = csv.reader(text, delimiter=max(",;\t", key=head.count))
+            header = [name.strip() for name in next(rows, [])]
+            check_header(file, header, columns, others)
+            for row in rows:
+                if row and len(row) != len(header):
+                    raise DataError(f"{file} line {rows.line_num}: {len(row)} fields; "
+                                    f"expected {len(header)}, as in the header")
+                if row:
+                    yield rows.line_num, {name: value for name, value in zip(header, row) if name}
+    except OSError as error:
+        raise DataError(f"{file}: can't be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from None
 
 
-def known(labels: "Faces | Labels", task: str):
-    """Where the label of `task` is known: (n,) bool, of the labels' own kind, array or tensor."""
-    values = getattr(labels, task)
-    return values == values if task == "age" else values >= 0
+def check_header(file: Path, header: list[str], columns: Collection[str],
+                 others: Collection[str] | None) -> None:
+    """Raise DataError where a table's header lacks a column, or has one twice, or one that is not
+    expected.
+    """
+    expected = f"expected the columns {','.join(columns)}"
+    if not header:
+        raise DataError(f"{file}: empty file; {expected}")
+    if lacking := [name for name in columns if name not in header]:
+        raise DataError(f"{file}: no column {', '.join(lacking)}; {expected}")
+    unknown = [name for name in header if name in columns and header.count(name) > 1 or others is not None
+               and name not in (*columns, *others, "", "Unnamed: 0")]
+    if unknown:
+        raise DataError(
+            f"{file}: unknown or doubled column {', '.join(dict.fromkeys(unknown))[:200]}; {expected}")
 
 
-# ---- images and their cache ------------------------------------------------------------------------------------------
+def number(text: str, low: float, high: float, where: str, what: str) -> float:
+    """`text` as a number within low..high. Raises DataError that names `where` and `what`."""
+    value = parse_number(text)
+    if not low <= value <= high:
+        raise DataError(f"{where}: {what} is {text.strip()[:50]!r}; expected a number from {low} to {high}")
+    return value
+
+
+def parse_number(text: str) -> float:
+    """A decimal number; NaN where `text` is none. Unlike float(), it takes no `0_3`."""
+    decimal = r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*"
+    return float(text) if re.fullmatch(decimal, text) else math.nan
+
+
+def entry(folder: Path, name: str) -> Path:
+    """The entry of `folder` called `name`, in any case; `folder / name` where there is none."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return next((path for path in entries if path.name.lower() == name), folder / name)
+
+
+def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int], expected: str,
+                  absent: str) -> Faces:
+    """Images of `folder`'s class folders, relative to `root` and in sorted order; what is no image is
+    counted.
+
+    Raises: DataError, for a folder that is none of `classes` (names in lower case); Missing, saying
+        `absent`.
+    """
+    files, labels, others = [], [], []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        if (label := classes.get(path.name.lower())) is None:
+            raise DataError(f"{path}: unknown class folder; expected {expected}")
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() in IMAGE_FILES:
+                files.append(file.relative_to(root).as_posix())
+                labels.append(label)
+            elif not file.name.startswith("."):
+                others.append(file.relative_to(root).as_posix())
+    if not files:
+        raise Missing(absent)
+    return new_faces(root, files, {"of a kind that is not read": others}, **{task: labels})
+
+
+class Source(NamedTuple):
+    """A set of faces that can be read."""
+    name: str
+    split: str                              # what --split calls it; several sets may belong to a split
+    tasks: tuple[str, ...]
+    read: Callable[[Path, str, Path], Faces]        # data root, subset, cache -> a table of one part
+    grey: bool = False                      # kept at 48x48 pixels with one channel, as FER2013's images are
+
+
+SOURCES = (
+    Source("imdb-wiki imdb_crop", "imdb-wiki", ("age", "gender"), functools.partial(read_imdb_wiki, "imdb")),
+    Source("imdb-wiki wiki_crop", "imdb-wiki", ("age", "gender"), functools.partial(read_imdb_wiki, "wiki")),
+    Source("cvpr2016 age", "cvpr2016", ("age",), read_cvpr_age),
+    Source("cvpr2016 gender", "cvpr2016", ("gender",), read_cvpr_gender),
+    Source("fer2013", "fer2013", ("emotion",), read_fer2013, grey=True),
+)
+SPLITS = {}                             # what --split takes -> the tasks that it has labels for
+for source in SOURCES:
+    SPLITS[source.split] = tuple(dict.fromkeys(SPLITS.get(source.split, ()) + source.tasks))
+
+
+# ---- images and framing -----------------------------------------------------------------------------------
+
+# Pillow's names; no other is opened
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+IMAGE_FILES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+OTHER_IMAGE_FILES = (".heic", ".heif", ".jxl", ".jp2", ".raw", ".dng", ".cr2", ".nef", ".arw", ".psd",
+                     ".svg", ".tga", ".ppm")
+# open_picture has a limit of its own, of what is decoded instead of what is told
+Image.MAX_IMAGE_PIXELS = None
+one_at_a_time = threading.Lock()
+
 
 def open_picture(file: Path, side: int | None) -> Image.Image:
-    """A picture upright and in RGB; a JPEG whose sides are all over twice `side`, if given, may come at a fraction of its size.
+    """A picture upright and in RGB; a JPEG whose sides are all over twice `side`, if given, may come at a
+    fraction of its size.
 
-    EXIF orientation, palette, grey, alpha (on white), CMYK and 16 bits are taken care of.
-    Raises: ValueError where it has over 90 megapixels; whatever Pillow raises on what is not an image, or is truncated.
+    EXIF orientation, palette, grey, alpha (on white), CMYK, 16 and 32 bits are taken care of.
+    Raises: ValueError where it is no plain file or too large; whatever Pillow raises on what is no image, or
+        is truncated.
     """
-    with Image.open(file) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most {MOST_PIXELS // 10 ** 6} megapixels")
+    if not stat.S_ISREG(os.stat(file).st_mode):             # opening a pipe or a device might never end
+        raise ValueError("not a file")
+    Image.init()
+    with Image.open(file, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN]) as image:
         if side:
             image.draft(None, (2 * side, 2 * side))
+        pixels = image.width * image.height
+        if pixels > LARGEST_PICTURE or max(image.size) > LONGEST_SIDE:
+            raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most "
+                             f"{LARGEST_PICTURE // 10 ** 6} megapixels")
+        with one_at_a_time if pixels > LARGE_PICTURE else contextlib.nullcontext():
+            return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A copy of an opened picture as `open_picture` has it."""
+    try:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))    # 16-bit grey
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return image.convert("RGB")
+    except Exception:    # broken metadata, on which Pillow raises anything
+        image.load()                                        # the pixels may be sound all the same
+    if image.mode[0] in "IF":                               # 16 or 32 bits, or floats
+        image = Image.fromarray(to_8_bits(image))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> np.ndarray:
+    """Grey values of 16 or 32 bits, or floats, as uint8 (height, width); what they range to is guessed by the largest."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    scales = (2 ** 16,) if image.mode.startswith("I;16") else (2 ** 8, 2 ** 16, 2 ** 24, 2 ** 32)
+    if image.mode == "F" and 0 < values.max() <= 1:
+        scales = (1 + 1e-9,)
+    scale = next((scale for scale in scales if values.max() < scale), scales[-1])
+    return (values * (256 / scale)).clip(0, 255).astype(np.uint8)
 
 
 def face_crop(image: Image.Image, size: int) -> np.ndarray:
-    """A face as the network is trained and used on: the middle square of an RGB picture, resized, (size, size, 3) uint8."""
+    """A face as the network is trained and used on: the middle square of an RGB picture, resized, (size,
+    size, 3) uint8.
+    """
     return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 
 
@@ -450,274 +717,268 @@ def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
     return np.asarray(Image.fromarray(crop).convert("L")).reshape(size, size, 1) if grey else crop
 
 
+# ---- decoding, and its cache ------------------------------------------------------------------------------
+
 def decode(faces: Faces, size: int, cache: Path) -> Faces:
-    """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are dropped. Raises DataError."""
-    grey = faces.name.startswith("fer2013")
-    size = 48 if grey else size
-    digest = hashlib.blake2b(f"{size} {grey}".encode())
-    there = np.zeros(len(faces), dtype=bool)
-    folder = os.fspath(faces.folder)
-    for i, file in enumerate(faces.files.tolist()):
+    """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are
+    dropped.
+
+    Raises: DataError, where the cache can't be written or a file can't be read for a reason that may pass.
+    """
+    return join([decode_part(faces.only(number), size, cache) for number in range(len(faces.parts))])
+
+
+def decode_part(faces: Faces, size: int, cache: Path) -> Faces:
+    """`decode` for a table of one part."""
+    (part,) = faces.parts
+    if part.pixels is not None:
+        return faces
+    shape = (48, 48, 1) if part.grey else (size, size, 3)
+    missing, key = look_at(part.folder, faces.file.tolist(), f"{shape}")
+    faces = faces.drop(missing, "missing file")
+
+    def open_decoded(folder: Path) -> tuple[np.ndarray, Images]:
+        decoded = np.load(folder / "decoded.npy")
+        if decoded.dtype != bool or decoded.shape != (len(faces),):
+            raise ValueError("decoded.npy is of another length")
+        return decoded, Images(folder / "images.u8", shape, int(decoded.sum()))
+    decoded, pixels = cached(cache, part.folder, f"{part.name.replace(' ', '-')}-{shape[0]}", key,
+                             functools.partial(build_images, faces, shape), open_decoded)
+    faces = faces.drop(~decoded, "undecodable file")
+    faces.parts[0].pixels = pixels
+    return replace(faces, image=np.arange(len(faces)))
+
+
+def look_at(folder: Path, files: list[str], about: str) -> tuple[np.ndarray, str]:
+    """Which of `files` are missing, (n,) bool, and a key that changes when one of the others, or `about`,
+    does.
+    """
+    missing = np.ones(len(files), dtype=bool)
+    digest = hashlib.blake2b(about.encode())
+    for i, file in enumerate(files):
         try:
-            stat = os.stat(f"{folder}/{file}")
-        except (OSError, ValueError):
+            details = os.stat(f"{folder}/{file}")
+        except ValueError:                                  # a null character in the name
             continue
-        there[i] = True
-        digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    faces = faces.keep(there, "missing file")
-
-    def build(target: Path) -> None:
-        def read(file: str) -> np.ndarray | None:
-            try:
-                return load_image(faces.folder / file, size, grey)
-            except Exception as error:                      # Pillow raises anything on a broken file, which is named below
-                if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES):
-                    raise                                   # no fault of what is in the file
-                return None
-        fine = np.zeros(len(faces), dtype=bool)
-        files, chunk = faces.files.tolist(), 1024           # chunks bound what waits to be written
-        with open(target / "images.u8", "wb") as output, ThreadPool(os.cpu_count()) as pool:
-            images = (image for start in range(0, len(files), chunk) for image in pool.map(read, files[start:start + chunk], 16))
-            for i, image in enumerate(progress(images, len(files), f"decoding {faces.name}")):
-                if image is not None:
-                    fine[i] = True
-                    output.write(image.data)
-        np.save(target / "fine.npy", fine)
-
-    target = cached(cache, faces.folder, f"{faces.name.replace(' ', '-')}-{size}", digest.hexdigest(), build)
-    fine = np.load(target / "fine.npy")
-    faces = faces.keep(fine, "undecodable file")
-    return replace(faces, pixels=open_images(target / "images.u8", (size, size, 1 if grey else 3), len(faces)))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+                continue
+            # it may be there
+            raise DataError(f"{folder}/{file}: can't be read ({error.strerror})") from None
+        missing[i] = False
+        digest.update(f"{file} {details.st_size} {details.st_mtime_ns}\n".encode())
+    return missing, digest.hexdigest()
 
 
-def open_images(file: Path, shape: tuple[int, int, int], count: int) -> np.ndarray:
-    """A read-only memory map of `count` uint8 images of `shape`. Raises DataError where the file is of another length."""
-    if file.stat().st_size != count * math.prod(shape):
-        raise DataError(f"{file}: damaged, its length is not that of {count} images; delete the folder {file.parent}")
-    if not count:
-        return np.zeros((0, *shape), np.uint8)
-    with open(file, "rb") as images:
-        mapped = mmap.mmap(images.fileno(), 0, access=mmap.ACCESS_READ)
-    if len(mapped) > 4e9 and math.prod(shape) < 2 ** 16 and hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)                    # of small images that may not stay in memory, read no more than those drawn
-    return np.frombuffer(mapped, np.uint8).reshape(count, *shape)
+def build_images(faces: Faces, shape: tuple[int, int, int], folder: Path) -> None:
+    """Decode a part's files into `folder`, on all cores. Raises DataError where there is too little room."""
+    (part,) = faces.parts
+    passing = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.ENOMEM)
+
+    def read(file: str) -> np.ndarray | None:
+        try:
+            return load_image(part.folder / file, shape[0], part.grey)
+        except Exception as error:    # Pillow raises anything on a broken file, which is named below
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in passing:
+                raise                                       # no fault of what is in the file
+            return None
+    check_room(folder, len(faces) * math.prod(shape))
+    decoded = np.zeros(len(faces), dtype=bool)
+    files, chunk = faces.file.tolist(), 1024                # chunks bound what waits to be written
+    with open(folder / "images.u8", "wb") as output, ThreadPool(os.cpu_count()) as pool:
+        images = (image for start in range(0, len(files), chunk)
+                  for image in pool.map(read, files[start:start + chunk], 16))
+        for i, image in enumerate(progress(images, len(files), f"decoding {part.name}")):
+            if image is not None:
+                decoded[i] = True
+                output.write(image.data)
+    np.save(folder / "decoded.npy", decoded)
 
 
-def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder of `cache` that holds what `build` made of `source`; a changed `key` makes it anew and removes the old one."""
+def check_room(folder: Path, size: int) -> None:
+    """Raise DataError where `folder`'s disk has no room for `size` bytes."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise DataError(
+            f"{folder.parent}: decoded images take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            "name a folder with more room by --cache DIR")
+
+
+class Images:
+    """Decoded images in a file, read as they are needed.
+
+    What a memory map gives, but a file that is cut short while it is used is an error that names it; under a
+    memory map the process would be killed without a word.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, int, int], count: int):
+        """`count` uint8 images of `shape`. Raises: ValueError where the file is of another length;
+        OSError.
+        """
+        if file.stat().st_size != count * math.prod(shape):
+            raise ValueError(f"{file.name} is not of {count} images")
+        self.name, self.file, self.shape = file, open(file, "rb", buffering=0), (count, *shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of images `rows` (n,) int: (n, height, width, channels) uint8. Raises DataError."""
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for image, row in zip(images, rows.tolist()):
+            self.file.seek(row * image.nbytes)
+            if self.file.readinto(image) != image.nbytes:
+                raise DataError(
+                    f"{self.name}: was cut short while it was in use; it is decoded anew at the next start")
+        return images
+
+
+def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path], None],
+           open_built: Callable):
+    """What `open_built` returns of the folder of `cache` that `build` filled from `source`.
+
+    A changed `key` builds it anew and removes the old one; where `open_built` raises, it is damaged and
+    built anew, too.
+    """
     def short(text: str) -> str:
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
     prefix = f"{name}-{short(str(source.resolve()))}"
     target = cache / f"{prefix}-{short(f'{CACHE_FORMAT} {key}')}"
 
-    def build_and_clear(partial: Path) -> None:
-        build(partial)
+    def build_and_clear(folder: Path) -> None:
+        build(folder)
         for old in cache.glob(f"{prefix}-*"):
             shutil.rmtree(old, ignore_errors=True)
     try:
         build_once(target, build_and_clear)
+        try:
+            return open_built(target)
+        except (OSError, ValueError, EOFError) as error:
+            print(f"{target}: damaged ({one_line(error)}); it is made anew", file=sys.stderr)
+        shutil.rmtree(target, ignore_errors=True)
+        build_once(target, build_and_clear)
+        return open_built(target)
     except OSError as error:
-        if error.filename and Path(error.filename).is_relative_to(source):
+        if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(source):
             raise DataError(f"{error.filename}: can't be read ({error.strerror})") from None
         raise DataError(f"{error.filename or cache}: {error.strerror}; decoded images are kept in {cache}, "
                         "name a writable folder with more room by --cache DIR") from None
-    return target
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:
-    """Make the folder `target` by calling `build` on it, once, whole or not at all, however many processes ask or are killed."""
+    """Make the folder `target` by calling `build` on it, whole or not at all, however many processes ask or
+    are killed.
+
+    Where the file system has locks, one process builds and the others wait for it.
+    """
     if target.is_dir():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    partials = f".{target.name}."
     with open(target.parent / f".{target.name}.lock", "w") as lock:
-        try:
-            import fcntl
-            fcntl.flock(lock, fcntl.LOCK_EX)                # others wait for the first; a killed process lets go
-        except ImportError:
-            pass                                            # Windows has no flock: two processes may both build, the last one stays
+        if locked(lock, wait=True):
+            for left in target.parent.iterdir():            # of processes that were killed
+                if left.name.startswith(partials) and left.suffix == ".partial":
+                    shutil.rmtree(left, ignore_errors=True)
         if target.is_dir():
             return
-        partial = target.parent / f".{target.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)          # of a process that was killed
+        # one's own, where there are no locks
+        partial = target.parent / f"{partials}{uuid.uuid4().hex}.partial"
         partial.mkdir()
         try:
             build(partial)
             for file in partial.iterdir():
                 if file.is_file():
-                    with open(file, "rb") as written:
+                    with open(file, "r+b") as written:
                         os.fsync(written.fileno())
-            partial.rename(target)
-        except BaseException:
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():                     # else another process, without a lock, was first
+                    raise
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def locked(file: io.IOBase, wait: bool) -> bool:
+    """Whether an open file is now locked by this process, until it ends; False where the file system has no
+    locks.
+
+    Raises: BlockingIOError, where another process holds the lock and `wait` is False.
+    """
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):                          # Windows, Lustre, some NFS
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def whole_file(file: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes `file`'s place when it is whole; of a link, what it leads to is replaced.
+
+    A device or a pipe is written into. Raises DataError where it can't be written; what was there is then
+    left as it was.
+    """
+    target = Path(os.path.realpath(file))
+    partial = target.with_name(f".{target.name[:60]}.partial")
+    try:
+        if target.exists() and not target.is_file():
+            with open(target, "wb") as output:
+                yield output
+            return
+        try:
+            with open(partial, "wb") as output:
+                yield output
+                output.flush()
+                os.fsync(output.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
             raise
+    except OSError as error:
+        raise DataError(f"{file}: can't be written ({error.strerror or error}); "
+                        "what was there is left as it was") from None
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
+# ---- the drawn sample -------------------------------------------------------------------------------------
 
-class Labels(NamedTuple):
-    """Labels of a batch, on the device."""
-    age: torch.Tensor           # (n,) float32 years, NaN unknown
-    gender: torch.Tensor        # (n,) int64, -1 unknown
-    emotion: torch.Tensor       # (n,) int64, -1 unknown
+DRAWN = "drawn"                         # a file of this name in a data root says that its faces are drawn
 
 
-class Batch(NamedTuple):
-    """One process's part of a training step's images."""
-    rows: list[np.ndarray]      # for each set, the numbers of its rows, (n_i,) int64
-    labels: Labels              # of those rows, set after set; on the CPU
-    draws: torch.Tensor         # (n, DRAWS) float32 in 0..1, what `augment` makes of each image; on the CPU
-    total: int                  # images of the whole step, all processes together
-
-
-DRAWS = 13
-MOST = 28710         # images an epoch draws of what is larger, as many as FER2013 has
-
-
-def labels_of(sets: list[Faces], rows: list[np.ndarray]) -> Labels:
-    """The labels of `rows` of each set, one set after the other, on the CPU."""
-    return Labels(*(torch.from_numpy(np.concatenate([getattr(faces, task)[chosen] for faces, chosen in zip(sets, rows)])) for task in TASKS))
-
-
-def pools(sets: list[Faces], samples: int | None = None) -> dict[tuple[int, ...], int]:
-    """What is drawn together: the numbers of sets that share a task, directly or through others -> how many of their rows an epoch draws.
-
-    That is `samples` or, without it, as many as there are, MOST at most.
+def folders(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The data root and the cache that --data and --cache name; the sample is drawn where it is not there.
+    Raises DataError.
     """
-    joined = []
-    for task in TASKS:
-        if serving := {i for i, faces in enumerate(sets) if known(faces, task).any()}:
-            apart = [pool for pool in joined if pool.isdisjoint(serving)]
-            joined = apart + [serving.union(*(pool for pool in joined if pool not in apart))]
-    return {tuple(sorted(pool)): samples or min(sum(len(labelled(sets[i])) for i in pool), MOST) for pool in joined}
-
-
-def batches(sets: list[Faces], samples: int | None, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """One epoch: what `pools` draws, in steps of `batch_size` images in which every pool has its share.
-
-    In a pool, the splits take turns, however large they are. What a split has too little of is shown again and again, in a new order
-    each time, so that its images come up equally often.
-    All chance comes from `seed` and `epoch`, drawn for the whole step; process `rank` of `world` takes its slice.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    drawn = []
-    for pool, total in pools(sets, samples).items():
-        splits = {}
-        for i in pool:
-            chosen = labelled(sets[i])
-            splits.setdefault(sets[i].folder, []).append(np.stack([np.full(len(chosen), i), chosen], 1))
-        for turn, rows in enumerate(map(np.concatenate, splits.values())):
-            share = len(range(turn, total, len(splits)))
-            orders = [rng.permutation(len(rows)) for _ in range(share // len(rows) + 1)]
-            drawn.append(rows[np.concatenate(orders)[:share]])
-    places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in drawn])      # each spread evenly over the epoch
-    epoch_rows = np.concatenate(drawn)[np.argsort(places, kind="stable")]                      # (n, 2): set, row
-    for step in np.array_split(epoch_rows, math.ceil(len(epoch_rows) / batch_size)):       # none much smaller than the others
-        draws = rng.random((len(step), DRAWS), np.float32)
-        mine = slice(len(step) * rank // world, len(step) * (rank + 1) // world)
-        part = step[mine]
-        rows = [part[part[:, 0] == i, 1] for i in range(len(sets))]
-        yield Batch(rows, labels_of(sets, rows), torch.from_numpy(draws[mine]), len(step))
-
-
-def to_device(sets: list[Faces], device: torch.device) -> list[np.ndarray | torch.Tensor]:
-    """Each set's pixels as `gather` takes them: on a GPU if all fit into half its free memory, or left on disk."""
-    if device.type != "cuda" or sum(faces.pixels.nbytes for faces in sets) > torch.cuda.mem_get_info(device)[0] / 2:
-        return [np.asarray(faces.pixels) for faces in sets]
-    copies = []
-    for faces in sets:
-        copies.append(torch.empty(faces.pixels.shape, dtype=torch.uint8, device=device))
-        for start in range(0, len(faces), 4096):            # bounds what is held twice in memory
-            copies[-1][start:start + 4096] = torch.from_numpy(np.array(faces.pixels[start:start + 4096]))
-    return copies
-
-
-def gather(pixels: np.ndarray | torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Images `rows` of one set, on the device: (n, height, width, channels) uint8."""
-    if isinstance(pixels, torch.Tensor):
-        return pixels[torch.from_numpy(rows).to(device, non_blocking=True)]
-    images = torch.from_numpy(pixels[rows])
-    return (images.pin_memory() if device.type == "cuda" else images).to(device, non_blocking=True)
-
-
-@functools.cache
-def constant(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    """Three channels' values, (1, 3, 1, 1) float32, copied to the device once: each copy would wait for the GPU."""
-    return torch.tensor(values, device=device).view(1, 3, 1, 1)
-
-
-def normalise(images: torch.Tensor, gain: torch.Tensor | float = 1, shift: torch.Tensor | float = 0) -> torch.Tensor:
-    """`images` (n, 3, h, w) float in 0..255, times `gain` plus `shift` (in 0..1, each (n, 1, 1, 1) or a number), normalised."""
-    mean, std = constant(MEAN, images.device), constant(STD, images.device)
-    return torch.addcmul((shift - mean) / std, images, gain / (255 * std))
-
-
-def prepare(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The network's input, as validation and use have it.
-
-    Args: images (n, h, w, 3 or 1) uint8; size in pixels.
-    Returns: (n, 3, size, size) float32, normalised, channels_last.
-    """
-    images = images.permute(0, 3, 1, 2).float()
-    if images.shape[2] != size:
-        images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=images.shape[2] > size)
-    return normalise(images.expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)
-
-
-def augment(images: list[torch.Tensor], size: int, draws: torch.Tensor) -> torch.Tensor:
-    """The network's input, as training has it: `prepare` with chance, the whole batch at once.
-
-    Each image is mirrored or not, turned by up to 10 degrees, scaled by up to 15 %, shifted by up to 8 %, in one bilinear
-    resampling; one in five turns grey; contrast varies by 20 %, brightness by 0.1; from one in four a rectangle is erased.
-
-    Args: images, for each set (n_i, h, w, 3 or 1) uint8; size in pixels; draws (n, DRAWS) float32 in 0..1, on the images' device.
-    Returns: (n, 3, size, size) float32, normalised, channels_last.
-    """
-    # each draw (n, 1, 1), next to the pixels' places (1, size) across and (size, 1) down, in parts of the side
-    mirror, turn, scale, right, down, grey, contrast, brightness, erase, top, left, height, width = draws.view(-1, DRAWS, 1, 1).unbind(1)
-    places = torch.arange(size, device=draws.device) / size
-    across, along = places.view(1, -1), places.view(-1, 1)
-
-    turn, zoom = math.radians(10) * (2 * turn - 1), 1.15 ** (2 * scale - 1)
-    cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
-    x, y = 2 * across + 1 / size - 1, 2 * along + 1 / size - 1         # grid_sample's coordinates, -1..1
-    x = torch.where(mirror < 0.5, -x, x)
-    grid = torch.stack((x * cos - y * sin + 0.16 * (2 * right - 1), x * sin + y * cos + 0.16 * (2 * down - 1)), 3)
-    batch = torch.empty((len(draws), 3, size, size), device=draws.device, memory_format=torch.channels_last)
-    counts = [len(part) for part in images]
-    for part, out, its_grid, greyed in zip(images, batch.split(counts), grid.split(counts), (grey < 0.2).float().unsqueeze(1).split(counts)):
-        out.copy_(F.grid_sample(part.permute(0, 3, 1, 2).float(), its_grid, padding_mode="border", align_corners=False))
-        if part.shape[3] == 3:
-            out.lerp_(F.conv2d(out, constant(LUMA, out.device)), greyed)
-
-    gain = 1 + 0.2 * (2 * contrast - 1)
-    shift = (1 - gain) / 2 + 0.1 * (2 * brightness - 1)               # contrast turns around mid-grey
-    batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
-
-    def within(places: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        length = 0.1 + 0.3 * length
-        begin = begin * (1 - length)
-        return (places >= begin) & (places < begin + length)
-    hole = within(along, top, height) & within(across, left, width) & (erase < 0.25)
-    return batch.masked_fill_(hole.unsqueeze(1), 0)
-
-
-# ---- the drawn sample ------------------------------------------------------------------------------------------------
-
-def data_root(name: str) -> Path:
-    """The data root `name`; `sample` is data/sample, drawn where it is not there yet. Raises DataError."""
-    root = Path("data/sample") if name == "sample" else Path(name)
-    if name == "sample":
+    root = Path("data/sample") if args.data == "sample" else Path(args.data)
+    if args.data == "sample":
         try:
             build_once(root, draw_sample)
+            (root / DRAWN).touch()                          # a sample of an earlier version has no such file
         except OSError as error:
             raise DataError(f"{error.filename or root}: can't draw the sample ({error.strerror})") from None
-    if not root.is_dir():
-        raise DataError(f"no data root {root}/; the README says what lies in it, and --data sample needs no download")
-    return root
+    if not args.data or not root.is_dir():
+        raise DataError(f"no data root {args.data}/; the README says what lies in it, "
+                        "and --data sample needs no download")
+    return root, args.cache or root / ".cache"
+
+
+def is_drawn(root: Path) -> bool:
+    """Whether the faces of a data root are drawn, so that figures on them mean nothing."""
+    return (root / DRAWN).is_file()
 
 
 def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
-    """A simple face, 128x128 RGB: hair greys and wrinkles grow with age, women have long hair, mouth and brows show emotion."""
+    """A simple face, 128x128 RGB: hair greys and wrinkles come with age, women have long hair, mouth and
+    brows show emotion.
+    """
     def colour(*rgb: float) -> tuple[int, ...]:
         return tuple(int(np.clip(value, 0, 255)) for value in rgb)
 
@@ -765,128 +1026,303 @@ def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -
 
 
 def draw_sample(root: Path) -> None:
-    """Draw faces into `root` in the official layouts of the three data sets, a fixed seed deciding; their labels are visible."""
+    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed; their labels are
+    visible.
+    """
     rng = np.random.default_rng(0)
+    (root / DRAWN).touch()
+    draw_cvpr2016(rng, root / "cvpr2016")
+    draw_fer2013(rng, root / "fer2013")
+    for crop, count in (("imdb", 400), ("wiki", 200)):
+        draw_imdb_wiki(rng, root / f"imdb-wiki/{crop}_crop", crop, count)
 
-    def person() -> tuple[int, int, int, Image.Image]:
-        age, gender, emotion = int(rng.integers(1, 96)), int(rng.integers(2)), int(rng.integers(len(EMOTIONS)))
-        return age, gender, emotion, draw_face(rng, age, gender, emotion)
 
-    def save(image: Image.Image, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=90)
-    sizes = {"train": 400, "valid": 140, "test": 140}
-    for subset, count in sizes.items():
-        folder = root / "cvpr2016/age"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{subset}_gt.csv", "w", newline="") as table:
+SAMPLE_FACES = {"train": 400, "valid": 140, "test": 140}
+
+
+def draw_person(rng: np.random.Generator) -> tuple[int, int, int, Image.Image]:
+    """Age, gender, emotion and picture of somebody."""
+    age, gender, emotion = int(rng.integers(1, 96)), int(rng.integers(2)), int(rng.integers(len(EMOTIONS)))
+    return age, gender, emotion, draw_face(rng, age, gender, emotion)
+
+
+def save_jpeg(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=90)
+
+
+def draw_cvpr2016(rng: np.random.Generator, folder: Path) -> None:
+    """ChaLearn's age tables and gender folders, for each part."""
+    (folder / "age").mkdir(parents=True)
+    for subset, count in SAMPLE_FACES.items():
+        with open(folder / f"age/{subset}_gt.csv", "w", newline="") as table:
             rows = csv.writer(table)
             rows.writerow(("image", "mean", "stdv"))
             for i in range(count):
-                age, _, _, image = person()
-                save(image, folder / subset / f"{i:06}.jpg")
+                age, _, _, image = draw_person(rng)
+                save_jpeg(image, folder / "age" / subset / f"{i:06}.jpg")
                 rows.writerow((f"{i:06}.jpg", float(age), 4.0))
         for i in range(count):
-            _, gender, _, image = person()
-            save(image, root / "cvpr2016/gender" / subset / GENDERS[gender] / f"{i:06}.jpg")
-    (root / "fer2013").mkdir()
-    with open(root / "fer2013/fer2013.csv", "w", newline="") as table:
+            _, gender, _, image = draw_person(rng)
+            save_jpeg(image, folder / "gender" / subset / GENDERS[gender] / f"{i:06}.jpg")
+
+
+def draw_fer2013(rng: np.random.Generator, folder: Path) -> None:
+    """FER2013's CSV."""
+    folder.mkdir()
+    with open(folder / "fer2013.csv", "w", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(("emotion", "pixels", "Usage"))
-        for usage, count in zip(("Training", "PublicTest", "PrivateTest"), sizes.values()):
+        for usage, count in zip(("Training", "PublicTest", "PrivateTest"), SAMPLE_FACES.values()):
             for _ in range(count):
-                _, _, emotion, image = person()
+                _, _, emotion, image = draw_person(rng)
                 pixels = np.asarray(image.convert("L").resize((48, 48)))
                 rows.writerow((emotion, " ".join(map(str, pixels.ravel())), usage))
+
+
+def draw_imdb_wiki(rng: np.random.Generator, folder: Path, crop: str, count: int) -> None:
+    """One of IMDB-WIKI's crops with its .mat, and a few of its flaws; nothing where there is no scipy, which
+    reads it.
+    """
     try:
         from scipy.io import savemat
     except ImportError:
-        return                                              # the sample is then without IMDB-WIKI, which needs scipy to be read too
-    for crop, count in (("imdb", 400), ("wiki", 200)):
-        folder, people = root / f"imdb-wiki/{crop}_crop", []
-        for i in range(count):
-            age, gender, _, image = person()
-            taken = 1990 + i % 30
-            path = f"{i % 100:02}/nm{i:07}_rm{i:09}_{taken - age}-1-15_{taken}.jpg"
-            save(image, folder / path)
-            born = np.datetime64(f"{taken - age:04}-01-15").astype(int) + 719529
-            # a few of the flaws of the original: no face, two faces, gender unknown
-            people.append((born, taken, path, np.nan if i % 50 == 1 else gender, f"Person {i // 2}",
-                           -np.inf if i % 50 == 2 else 4.0, 3.0 if i % 50 == 3 else np.nan))
-        table = {}
-        for name, values in zip(("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score"), zip(*people)):
-            table[name] = np.array([values], dtype=object if isinstance(values[0], str) else float)
-        savemat(folder / f"{crop}.mat", {crop: table})
+        return
+    people = []
+    for i in range(count):
+        age, gender, _, image = draw_person(rng)
+        taken = 1990 + i % 30
+        path = f"{i % 100:02}/nm{i:07}_rm{i:09}_{taken - age}-1-15_{taken}.jpg"
+        save_jpeg(image, folder / path)
+        born = np.datetime64(f"{taken - age:04}-01-15").astype(int) + 719529
+        # one in fifty has an unknown gender, one no face, one a second face
+        people.append((born, taken, path, np.nan if i % 50 == 1 else gender, f"Person {i // 2}",
+                       -np.inf if i % 50 == 2 else 4.0, 3.0 if i % 50 == 3 else np.nan))
+    names = ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")
+    table = {name: np.array([values], dtype=object if isinstance(values[0], str) else float)
+             for name, values in zip(names, zip(*people))}
+    savemat(folder / f"{crop}.mat", {crop: table})
 
 
-# ---- the report ------------------------------------------------------------------------------------------------------
+# ---- the report -------------------------------------------------------------------------------------------
 
-def merge(parts: list[Faces], name: str) -> Faces:
-    """The rows of several sets as one, without their pixels."""
-    arrays = {key: np.concatenate([getattr(faces, key) for faces in parts]) for key in ("files", "age", "stdv", "gender", "emotion")}
-    reasons = dict.fromkeys(reason for faces in parts for reason in faces.dropped)
-    dropped = {reason: np.concatenate([faces.dropped[reason] for faces in parts if reason in faces.dropped]) for reason in reasons}
-    return replace(parts[0], name=name, dropped=dropped, pixels=None, **arrays)
-
-
-def describe(faces: Faces) -> list[str]:
-    """Lines on one decoded set: rows found, used, dropped by reason, and how the labels are spread."""
-    gone = sum(len(names) for names in faces.dropped.values())
-    lines = [f"{faces.name}: {len(faces) + gone:,} rows found, {len(faces):,} used, {gone:,} dropped"]
-    lines += [f"    dropped, {reason}: {len(names):,}" for reason, names in faces.dropped.items()]
-    ages = faces.age[known(faces, "age")]
+def describe(faces: Faces, name: str) -> list[str]:
+    """Lines on a table: rows found, used, dropped by reason, and how the labels are spread."""
+    dropped = {}
+    for part in faces.parts:
+        for reason, names in part.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + len(names)
+    lost = sum(dropped.values())
+    lines = [f"{name}: {len(faces) + lost:,} rows found, {len(faces):,} used, {lost:,} dropped"]
+    lines += [f"    dropped, {reason}: {count:,}" for reason, count in dropped.items()]
+    ages = faces.age[faces.known("age")]
     if len(ages):
         decades = np.bincount((ages // 10).astype(int))
-        lines.append(f"    age: mean {ages.mean():.1f} years; " + ", ".join(f"{10 * i}s {n:,}" for i, n in enumerate(decades) if n))
-    for task, names in (("gender", GENDERS), ("emotion", EMOTIONS)):
+        lines.append(f"    age: mean {ages.mean():.1f} years; "
+                     + ", ".join(f"{10 * i}s {n:,}" for i, n in enumerate(decades) if n))
+    for task, names in CLASS_NAMES.items():
         values = getattr(faces, task)
-        if known(faces, task).any():
+        if faces.known(task).any():
             counts = [f"{name} {(values == i).sum():,}" for i, name in enumerate(names)]
             unknown = (values < 0).sum()
             lines.append(f"    {task}: " + ", ".join(counts + [f"unknown {unknown:,}"] * bool(unknown)))
     return lines
 
 
-def unreadable(faces: Faces) -> list[str]:
-    """A line for each reason that names the files which are missing or don't decode."""
-    return [f"{faces.name}: left out as {reason} ({len(names):,}): {', '.join(names)}"
-            for reason, names in faces.dropped.items() if reason.endswith(" file")]
+def left_out(faces: Faces) -> list[str]:
+    """A line for each part and reason why files are not used, with a few of their names."""
+    return [f"{part.name}: left out as {reason} ({len(names):,}): {few(names)}" for part in faces.parts
+            for reason, names in part.dropped.items() if "file" in reason or "kind" in reason]
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of `names`, as text."""
+    return ", ".join(map(str, names[:NAMES_TOLD])) + ", ..." * (len(names) > NAMES_TOLD)
+
+
+def report(root: Path, split: str, size: int, cache: Path) -> tuple[list[str], DataError | None]:
+    """Lines on a split: on the whole, its sets and their parts; and what was wrong with it, if anything."""
+    tables, lines, wrong = [], [], None
+    for source in [source for source in SOURCES if source.split == split]:
+        for subset in SUBSETS:
+            try:
+                table, _ = read(root, [split], subset, source.tasks, cache, [source])
+                tables.append(decode(table, size, cache))
+            except DataError as error:
+                lines += [str(error)] * (str(error) not in lines)     # two sets may lack the same
+                # the other sets are told, and at the end that this is wrong
+                if not isinstance(error, Missing):
+                    wrong = error
+                    break
+    wholes = {}
+    for table in tables:
+        name = table.parts[0].name
+        for whole in dict.fromkeys((split, name.rpartition(" ")[0])):
+            wholes.setdefault(whole, []).append(table)
+    for name, parts in wholes.items():
+        if len(parts) > 1:
+            lines += describe(join(parts), name)
+    for table in tables:
+        lines += describe(table, table.parts[0].name) + left_out(table)
+    return lines, wrong
+
+
+# ---- helpers of the command line --------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line; a script's docstring is its help."""
+
+    def __init__(self, text: str):
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
+
+    def add_data(self) -> None:
+        """The options that say where faces lie, as all scripts have them."""
+        self.add_argument("--data", default="data", metavar="DIR",
+                          help="data root, or `sample`, which is drawn (default: data)")
+        self.add_argument("--cache", type=Path, metavar="DIR",
+                          help="folder for decoded images (default: .cache in the data root)")
+
+    def add_image_size(self) -> None:
+        """The option for the side of images."""
+        self.add_argument("--image-size", type=in_range(int, 16, 1024), metavar="PX",
+                          help="side in pixels at which images are decoded, kept and seen by the network "
+                               f"(default: {IMAGE_SIZE}; {SAMPLE_SIZE} for the sample)")
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def in_range(kind: type, low: float, high: float = math.inf):
+    """An argparse type: a finite `kind` from `low` to `high`."""
+    def parse(text: str):
+        value = float(text)
+        if math.isfinite(value) and math.isnan(parse_number(text)):
+            raise ValueError                                # float() takes 1_0
+        if kind is int and math.isfinite(value) and not re.fullmatch(r"\s*[-+]?[0-9]+\s*", text):
+            raise ValueError
+        if not low <= value <= high or value == math.inf:
+            expected = f"{low} to {high}" if high < math.inf else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text[:50]} is out of range; expected {expected}")
+        return kind(text)
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+def image_size(chosen: int | None, root: Path) -> int:
+    """The side of images in pixels: the one that was chosen, or the default."""
+    return chosen or (SAMPLE_SIZE if is_drawn(root) else IMAGE_SIZE)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DataError where `folder` can neither be written into nor be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise DataError(f"{folder}: can't be written, {existing} is no folder or not writable; name another")
+
+
+def one_line(text: object) -> str:
+    """`text` as one line."""
+    return " ".join(str(text).split())
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of the host or the first of torchrun's."""
+    rank, count = (os.environ.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    told = re.fullmatch("[0-9]{1,6}", rank) and re.fullmatch("[0-9]{1,6}", count)
+    return not told or not 0 < int(rank) < int(count)
+
+
+def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Iterable:
+    """`items` with a bar of images per second on stderr, if that is a terminal and tqdm is installed."""
+    if not sys.stderr.isatty() or not is_first_process():
+        return items
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, desc=what, total=total, unit=" images", unit_scale=unit_scale, leave=False)
+
+
+def as_bytes_or_mark(error: UnicodeError) -> tuple[bytes, int]:
+    """A codec's error handler: a byte of a file's name that is not UTF-8 stays what it is, other characters
+    become `?`.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start:error.end]
+    encoded = (bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF else b"?" for c in text)
+    return b"".join(encoded), error.end
+
+
+codecs.register_error("as_bytes_or_mark", as_bytes_or_mark)
+
+
+def open_streams() -> None:
+    """Standard streams that take any text: closed ones are opened on nothing, odd characters do not end the
+    script.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if (stream := getattr(sys, name)) is None:
+            setattr(sys, name, open(os.devnull, mode))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if mode == "r" else "as_bytes_or_mark")
+
+
+def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
+    """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status
+    2.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_streams()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")    # of libraries, for their developers; python -W default shows them
+    try:
+        status = main()
+        sys.stdout.flush()    # here a closed pipe or a full disk can still be caught
+        sys.exit(status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:                                 # of `| head`, which has read enough
+        discard_output()
+        sys.exit(141)
+    except (DataError, OSError, MemoryError, torch.OutOfMemoryError, *mistakes) as error:
+        # a mistake is told once a host, not by each of torchrun's processes
+        if is_first_process() or not isinstance(error, (DataError, *mistakes)):
+            with contextlib.suppress(OSError):
+                print(f"{Path(sys.argv[0]).name}: error: {one_line(error) or type(error).__name__}",
+                      file=sys.stderr)
+        discard_output()
+        sys.exit(2)
+
+
+def discard_output() -> None:
+    """Let go what stdout could not take, so that Python does not try once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample` (default: data)")
-    parser.add_argument("--image-size", type=in_range(int, 16, 1024), metavar="PX", help="size at which images are decoded and kept (default: 224; 64 for the sample)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
+    parser.add_data()
+    parser.add_image_size()
     args = parser.parse_args()
-    root = data_root(args.data)
-    size = args.image_size or (64 if args.data == "sample" else 224)
-    found, broken = False, []
-    for split, tasks in SPLITS.items():
-        parts = []
-        for task in ([(task,) for task in tasks] if split == "cvpr2016" else [tasks]):
-            for subset in SUBSETS:
-                try:
-                    parts += load(root, split, subset, task, size, args.cache or root / ".cache")
-                except DataError as gap:
-                    print(gap)
-                    if not isinstance(gap, Missing):        # the rest is told, and at the end that this is wrong
-                        broken.append(gap)
-                        break
-        if not parts:
-            continue
-        found = True
-        sets = dict.fromkeys(faces.name.rpartition(" ")[0] for faces in parts)
-        wholes = {name: [faces for faces in parts if faces.name.startswith(name)] for name in (split, *sets)}
-        for name, subsets in wholes.items():
-            if len(subsets) > 1:
-                print(*describe(merge(subsets, name)), sep="\n")
-        for faces in parts:
-            print(*describe(faces), *unreadable(faces), sep="\n")
-    if broken:
-        raise broken[0]
+    root, cache = folders(args)
+    mistakes, found = [], False
+    for split in SPLITS:
+        lines, wrong = report(root, split, image_size(args.image_size, root), cache)
+        print(*lines, sep="\n", flush=True)
+        mistakes += [wrong] if wrong else []
+        found |= any(" rows found, " in line for line in lines)
+    if mistakes:
+        raise mistakes[0]
     if not found:
-        raise DataError(f"{root}: none of {', '.join(SPLITS)} is there; the README says how they lie on disk")
+        raise DataError(
+            f"{root}: none of {', '.join(SPLITS)} is there; the README says how they lie on disk")
 
 
 if __name__ == "__main__":

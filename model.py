@@ -1,27 +1,63 @@
-"""The network, a torchvision ResNet-18 whose final fully connected layer is replaced by three heads; its losses; checkpoints."""
+"""The network, its input, its losses, and checkpoints.
+
+The network is a torchvision ResNet-18 whose final fully connected layer is replaced by three heads: age,
+gender, emotion.
+"""
 import copy
-import os
+import functools
+import io
+import math
 import pickle
 import re
-import signal
+import reprlib
+import warnings
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
-CLASSES = {"age": 101, "gender": 2, "emotion": 7}       # ages 0..100 years, a class each
+from datasets import (CLASS_NAMES, EMOTIONS, GENDERS, OLDEST, TASKS, DataError, Labels, few, known, one_line,
+                      whole_file)
+
+CLASSES = {"age": OLDEST + 1, **{task: len(names) for task, names in CLASS_NAMES.items()}}  # an age a class
+HIDDEN = 512                            # width of a head's hidden layer
+
+# the input, normalised by ImageNet's statistics, which torchvision's own weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)            # ITU-R BT.601, as Pillow's conversion to grey
+
+# augmentation, each range to both sides
+TURN = 10                               # degrees
+SCALE = 0.15                            # of the size
+SHIFT = 0.08                            # of the side
+GREY = 0.2                              # of the images
+CONTRAST = 0.2                          # of the contrast
+BRIGHTNESS = 0.1                        # of white
+ERASED = 0.25                           # of the images lose a rectangle
+ERASED_SIDE = (0.1, 0.4)                # of the side
+DRAWS = 13                              # random numbers that an image gets for it
+
+# losses
+AGE_SIGMA = 2                           # years, of the Gaussian that age classes are trained towards
+AGE_DISTANCE = 0.1                      # weight of the distance in years beside the cross-entropy
+AGE_LOSS = 0.5                          # of the sum, whose gradients are more than twice those of the others
+SMOOTHING = 0.1                         # of the labels of gender and emotion
 
 
-class CheckpointError(Exception):
+class CheckpointError(DataError):
     """A file that holds no usable weights, told in one line."""
 
 
+# ---- the network ------------------------------------------------------------------------------------------
+
 class FaceNet(ResNet):
-    """ResNet-18 with a head for each of age, gender and emotion: a hidden layer of 512 and an output layer.
+    """ResNet-18 with a head for each of age, gender and emotion: a hidden layer and an output layer.
 
     Input: (n, 3, h, w) float, normalised. Output: for each task asked for, logits (n, classes).
     """
@@ -30,126 +66,411 @@ class FaceNet(ResNet):
         super().__init__(BasicBlock, [2, 2, 2, 2])
         self.fc = nn.Identity()
         for task, classes in CLASSES.items():
-            self.add_module(task, nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes)))
+            head = nn.Sequential(nn.Linear(512, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
+            self.add_module(task, head)
 
-    def forward(self, images: Tensor, tasks: Collection[str] = tuple(CLASSES)) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, tasks: Collection[str] = TASKS) -> dict[str, Tensor]:
         features = super().forward(images)
         return {task: getattr(self, task)(features) for task in tasks}
 
 
 def fuse(model: FaceNet) -> FaceNet:
-    """A copy for evaluation, each BatchNorm folded into the convolution before it: the same function, faster."""
+    """A copy for evaluation, each BatchNorm folded into the convolution before it: the same function,
+    faster.
+    """
     model = copy.deepcopy(model).eval()
 
     def fold(module: nn.Module, convolution: str, norm: str) -> None:
         setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
         setattr(module, norm, nn.Identity())
     fold(model, "conv1", "bn1")
-    for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
-        fold(block, "conv1", "bn1")
-        fold(block, "conv2", "bn2")
-        if block.downsample is not None:
-            fold(block.downsample, "0", "1")
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in layer:
+            fold(block, "conv1", "bn1")
+            fold(block, "conv2", "bn2")
+            if block.downsample is not None:
+                fold(block.downsample, "0", "1")
     return model
 
 
 def expected_age(logits: Tensor) -> Tensor:
     """Age as the expectation over the age classes: (n, 101) logits -> (n,) float32 years."""
-    return logits.float().softmax(1) @ torch.arange(CLASSES["age"], dtype=torch.float32, device=logits.device)
+    ages = torch.arange(CLASSES["age"], dtype=torch.float32, device=logits.device)
+    return logits.float().softmax(1) @ ages
 
 
-def losses(outputs: dict[str, Tensor], labels) -> dict[str, Tensor]:
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`; without a name the GPU, where there is one. Raises DataError."""
+    try:
+        chosen = name if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.zeros(1, device=chosen).device       # cuda as cuda:0
+    except Exception as error:                              # each kind of device has its own
+        raise DataError(f"--device {name}: not usable here ({one_line(error)[:100]})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DataError(f"--device {name}: expected cpu, cuda or cuda:N")
+    return device
+
+
+def compute_alike() -> None:
+    """Keep cuDNN from picking its algorithms by timing, so that judging repeats a log's figures."""
+    torch.backends.cudnn.deterministic = True
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """What the device computes fastest in training: bfloat16 on GPUs from Ampere on and CPUs with
+    AVX512-BF16.
+
+    float16 on older GPUs, whose gradients then need scaling; else float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)    # private, so another torch may lack it
+    return torch.bfloat16 if probe is not None and probe() else torch.float32
+
+
+# ---- its input --------------------------------------------------------------------------------------------
+
+@functools.cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Three channels' values, (1, 3, 1, 1) float32, copied to the device once: each copy would wait for the
+    GPU.
+    """
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
+
+
+def normalise(images: Tensor, gain: Tensor | float = 1, shift: Tensor | float = 0) -> Tensor:
+    """`images` (n, 3, h, w) float in 0..255, times `gain` plus `shift` (in 0..1, (n, 1, 1, 1) or a number),
+    normalised.
+    """
+    mean, std = constant(MEAN, images.device), constant(STD, images.device)
+    return torch.addcmul((shift - mean) / std, images, gain / (255 * std))
+
+
+def as_floats(images: Tensor, size: int, enlarge: bool) -> Tensor:
+    """Images (n, h, w, channels) uint8 as (n, channels, h, w) float in 0..255, shrunk to `size`, or enlarged
+    if asked.
+    """
+    images = images.permute(0, 3, 1, 2).float()
+    if images.shape[2] > size or enlarge and images.shape[2] < size:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=images.shape[2] > size)
+    return images
+
+
+def prepare(images: list[Tensor], size: int) -> Tensor:
+    """The network's input, as validation and use have it.
+
+    Args: images, groups (n_i, h, w, 3 or 1) uint8, each of one size; size in pixels.
+    Returns: (n, 3, size, size) float32, normalised, channels_last.
+    """
+    groups = [as_floats(group, size, enlarge=True).expand(-1, 3, -1, -1) for group in images]
+    return normalise(torch.cat(groups)).contiguous(memory_format=torch.channels_last)
+
+
+def augment(images: list[Tensor], size: int, draws: Tensor) -> Tensor:
+    """The network's input, as training has it: `prepare` with chance, the whole batch at once.
+
+    Each image is mirrored or not, turned, scaled and shifted in one bilinear resampling; some turn grey;
+    contrast and brightness vary; from some a rectangle is erased. The ranges stand at the top of this file.
+
+    Args: images, groups (n_i, h, w, 3 or 1) uint8, each of one size; size in pixels;
+        draws (n, DRAWS) float32 in 0..1, on the images' device.
+    Returns: (n, 3, size, size) float32, normalised, channels_last.
+    """
+    # each (n, 1, 1), to meet the pixels' places across (1, size) and down (size, 1)
+    (mirror, turn, scale, right, down, grey, contrast, brightness,
+     erase, top, left, height, width) = draws.view(-1, DRAWS, 1, 1).unbind(1)
+    grid = sampling_grid(mirror, turn, scale, right, down, size)
+    batch = torch.empty((len(draws), 3, size, size), device=draws.device, memory_format=torch.channels_last)
+    counts = [len(group) for group in images]
+    turned_grey = (grey < GREY).float().unsqueeze(1).split(counts)
+    for group, out, places, greyed in zip(images, batch.split(counts), grid.split(counts), turned_grey):
+        shrunk = as_floats(group, size, enlarge=False)
+        out.copy_(F.grid_sample(shrunk, places, padding_mode="border", align_corners=False))
+        if group.shape[3] == 3:
+            out.lerp_(F.conv2d(out, constant(LUMA, out.device)), greyed)
+    gain = 1 + CONTRAST * (2 * contrast - 1)
+    shift = (1 - gain) / 2 + BRIGHTNESS * (2 * brightness - 1)         # contrast turns around mid-grey
+    batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
+    hole = inside(top, height, size).transpose(1, 2) & inside(left, width, size) & (erase < ERASED)
+    return batch.masked_fill_(hole.unsqueeze(1), 0)
+
+
+def sampling_grid(mirror: Tensor, turn: Tensor, scale: Tensor, right: Tensor, down: Tensor,
+                  size: int) -> Tensor:
+    """Where each pixel is taken from, from draws (n, 1, 1): (n, size, size, 2) in grid_sample's coordinates
+    -1..1.
+    """
+    turn, zoom = math.radians(TURN) * (2 * turn - 1), (1 + SCALE) ** (2 * scale - 1)
+    cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
+    centres = 2 * (torch.arange(size, device=turn.device) / size) + 1 / size - 1
+    x, y = centres.view(1, -1), centres.view(-1, 1)
+    x = torch.where(mirror < 0.5, -x, x)
+    across, along = 2 * SHIFT * (2 * right - 1), 2 * SHIFT * (2 * down - 1)
+    return torch.stack((x * cos - y * sin + across, x * sin + y * cos + along), 3)
+
+
+def inside(begin: Tensor, length: Tensor, size: int) -> Tensor:
+    """Which of `size` places lie within a stretch of random length and begin, from draws (n, 1, 1): (n, 1,
+    size) bool.
+    """
+    shortest, longest = ERASED_SIDE
+    length = shortest + (longest - shortest) * length
+    begin = begin * (1 - length)
+    places = (torch.arange(size, device=begin.device) / size).view(1, -1)
+    return (places >= begin) & (places < begin + length)
+
+
+# ---- its losses -------------------------------------------------------------------------------------------
+
+def losses(outputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
     """The loss of each image and task, 0 where its label is unknown.
 
-    Age: cross-entropy against a Gaussian of 2 years around the label, plus a tenth of the distance in years between the
-    expected age and the label (DLDL-v2, Gao et al., IJCAI 2018), halved, since its gradients are more than twice those of
-    the others. Gender and emotion: cross-entropy, labels smoothed by 0.1.
-
-    Args: outputs, logits (n, classes) by task; labels with age (n,) float, NaN unknown, gender and emotion (n,) int64, -1 unknown.
+    Args: outputs, logits (n, classes) by task; labels of the same images, on the same device.
     Returns: (n,) float32 by task.
     """
     result = {}
     for task, logits in outputs.items():
-        logits = logits.float()
+        label = getattr(labels, task)
         if task == "age":
-            unknown = labels.age.isnan()
-            age = labels.age.masked_fill(unknown, 0)
-            classes = torch.arange(CLASSES["age"], dtype=torch.float32, device=logits.device)
-            target = (-((classes - age.unsqueeze(1)) / 2) ** 2 / 2).softmax(1)
-            loss = F.cross_entropy(logits, target, reduction="none") + 0.1 * (expected_age(logits) - age).abs()
-            result[task] = (loss / 2).masked_fill(unknown, 0)
+            result[task] = age_loss(logits.float(), label.nan_to_num()).masked_fill(~known(labels, task), 0)
         else:
-            result[task] = F.cross_entropy(logits, getattr(labels, task), reduction="none", ignore_index=-1, label_smoothing=0.1)
+            result[task] = F.cross_entropy(logits.float(), label, reduction="none", ignore_index=-1,
+                                           label_smoothing=SMOOTHING)
     return result
 
 
+def age_loss(logits: Tensor, age: Tensor) -> Tensor:
+    """Cross-entropy against a Gaussian around the label, and the distance of the expected age to the label.
+
+    DLDL-v2, Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018.
+    Args: logits (n, 101) float32; age (n,) years. Returns: (n,) float32.
+    """
+    ages = torch.arange(CLASSES["age"], dtype=torch.float32, device=logits.device)
+    target = (-((ages - age.unsqueeze(1)) / AGE_SIGMA) ** 2 / 2).softmax(1)
+    distance = (expected_age(logits) - age).abs()
+    return AGE_LOSS * (F.cross_entropy(logits, target, reduction="none") + AGE_DISTANCE * distance)
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------
+
 def read_checkpoint(file: str | Path) -> dict:
-    """A checkpoint's content, on the CPU: tensors and plain values only, nothing in it is run. Raises CheckpointError."""
+    """A checkpoint's content, on the CPU: tensors and plain values only, nothing in it is run. Raises
+    CheckpointError.
+    """
     file = Path(file)
     if not file.is_file():
         raise CheckpointError(f"no checkpoint {file}")
+    check_kind(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{file}: refused, since it is no checkpoint or holds more than tensors and plain values, "
-                              "which would have to be run to be read") from None
-    except Exception as error:                          # torch raises anything on a file that is truncated or none of its own
-        raise CheckpointError(f"{file}: truncated, or not a PyTorch checkpoint ({type(error).__name__})") from None
+        with warnings.catch_warnings(), torch.serialization.safe_globals(numpy_numbers()):
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        met = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise CheckpointError(
+            f"{file}: refused, since it is no checkpoint or holds more than tensors and plain values"
+            f"{f' ({met[1]})' if met else ''}, which would have to be run to be read") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror or one_line(error)})") from None
+    except Exception as error:    # torch raises anything on a file that is truncated or none of its own
+        raise CheckpointError(
+            f"{file}: truncated, or not a PyTorch checkpoint ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}; expected a dict with a state dict")
     return content
 
 
-def write_checkpoint(content: dict, file: Path) -> None:
-    """Write a checkpoint beside `file` and rename it over, so that a whole one is there at any instant. Raises CheckpointError."""
-    partial = file.with_name(file.name + ".partial")
-    interrupts = []
-    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(None))      # Ctrl-C waits for the file to be whole
+def numpy_numbers() -> list:
+    """What NumPy's numbers and arrays are read by; it runs nothing of the file's."""
+    number, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    # NumPy 1's
+    old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in (number, array)]
+    return [
+        number, array, *old_names, np.ndarray, np.dtype,
+        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    ]
+
+
+def check_kind(file: Path) -> None:
+    """Raise CheckpointError where a file is of a known kind that is no checkpoint, is damaged, or can't be
+    read.
+    """
     try:
-        with open(partial, "wb") as output:
-            torch.save(content, output)
-            output.flush()
-            os.fsync(output.fileno())
-        partial.replace(file)
-    except (OSError, RuntimeError) as error:                # torch tells of a full disk by a RuntimeError
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{file}: can't be written ({' '.join(str(error).split())}); what was there is left as it was") from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if interrupts:
-        raise KeyboardInterrupt
+        with open(file, "rb") as content:
+            head = content.read(200)
+        if head.startswith(b"version https://git-lfs"):
+            raise CheckpointError(
+                f"{file}: a Git LFS pointer, not the file itself; git lfs pull brings that")
+        if head.lstrip()[:1] == b"<":
+            raise CheckpointError(f"{file}: a web page (HTML), not a checkpoint; the download went wrong")
+        if head[5:9] == b"\0\0\0{":
+            raise CheckpointError(
+                f"{file}: in the safetensors format; safetensors.torch.load_file reads it, "
+                "torch.save writes a checkpoint of it")
+        if not zipfile.is_zipfile(file):
+            return
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+                raise CheckpointError(
+                    f"{file}: a TorchScript program, not a checkpoint; expected its state dict")
+            if not any(name.endswith("data.pkl") for name in names):
+                raise CheckpointError(f"{file}: a zip archive, not a checkpoint; unpack it first")
+            if damaged := archive.testzip():
+                raise CheckpointError(f"{file}: damaged, the checksum of {damaged} is wrong")
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror or one_line(error)})") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file}: truncated or damaged ({one_line(error)[:100]})") from None
 
 
-def state_dict_in(content: dict) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: of `content` and the dicts in it, to any depth, the first that holds the most tensors."""
-    own = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    return max((own, *(state_dict_in(value) for value in content.values() if isinstance(value, dict))), key=len)
+def write_checkpoint(content: dict, file: Path) -> None:
+    """Write a checkpoint, whole or not at all. Raises DataError."""
+    buffer = io.BytesIO()    # torch tells a full disk by anything, and a file object by what happened
+    torch.save(content, buffer)
+    with whole_file(file) as output:
+        output.write(buffer.getbuffer())
+
+
+def description() -> dict:
+    """What a checkpoint of this code tells besides its tensors: how images are prepared and what the outputs
+    mean.
+    """
+    return {"mean": list(MEAN), "std": list(STD), "ages": CLASSES["age"], "genders": list(GENDERS),
+            "emotions": list(EMOTIONS)}
+
+
+def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
+    """The model of a checkpoint of this project, and the whole content, which tells image_size, tasks and
+    description().
+
+    Raises: CheckpointError, also where its classes or normalisation are not this code's.
+    """
+    content = read_checkpoint(file)
+    if lacking := [key for key in ("model", "image_size", "tasks", *description()) if key not in content]:
+        raise CheckpointError(f"{file}: not a checkpoint of this project, it tells no {', '.join(lacking)}; "
+                              "train.py --pretrained takes others' weights")
+    for key, value in description().items():
+        if not isinstance(content[key], type(value)) or content[key] != value:
+            raise CheckpointError(
+                f"{file}: its {key} are {reprlib.repr(content[key])}; this code's are {value}")
+    size, tasks = content["image_size"], content["tasks"]
+    if not (type(size) is int and 16 <= size <= 1024 and isinstance(tasks, list) and tasks
+            and all(isinstance(task, str) and task in TASKS for task in tasks)):
+        raise CheckpointError(
+            f"{file}: an image size of {reprlib.repr(size)} for tasks {reprlib.repr(tasks)}; "
+            f"expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
+    model = FaceNet()
+    load_state(model, content["model"], file)
+    return model, content
+
+
+def load_state(model: FaceNet, state: object, file: Path) -> None:
+    """Load this project's own state dict, all of it. Raises CheckpointError where it is not this network's,
+    or not sound.
+    """
+    expected = model.state_dict()
+    if not isinstance(state, dict) or state.keys() != expected.keys():
+        raise CheckpointError(f"{file}: its tensors are not this network's")
+    for name, value in state.items():
+        check_tensor(value, expected[name], f"{file}: {name}")
+    model.load_state_dict(state)
+
+
+def check_tensor(value: object, expected: Tensor, where: str) -> None:
+    """Raise CheckpointError, beginning with `where`, if `value` can't stand in `expected`'s place."""
+    if not is_plain(value):
+        raise CheckpointError(f"{where} is no plain tensor")
+    if value.shape != expected.shape:
+        raise CheckpointError(f"{where} is of shape {reprlib.repr(list(value.shape))}, which is not this "
+                              f"network's; expected {list(expected.shape)}")
+    if not torch.isfinite(value.float()).all():
+        raise CheckpointError(f"{where} holds values that are no numbers")
+
+
+def is_plain(value: object) -> bool:
+    """Whether `value` is a dense tensor of real numbers on the CPU."""
+    return (isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+            and not value.is_nested and not value.is_quantized and not value.is_complex())
+
+
+def state_dict_in(content: dict) -> dict[str, object]:
+    """The state dict in a checkpoint: of `content` and the dicts in it, the first that holds the most
+    tensors.
+    """
+    waiting, seen, best = [content], set(), {}
+    while waiting:    # no recursion: what is deep, shared or contains itself ends all the same
+        level = waiting.pop(0)
+        if id(level) in seen:
+            continue
+        seen.add(id(level))
+        own = {str(name): value for name, value in level.items() if isinstance(value, Tensor)}
+        best = own if len(own) > len(best) else best
+        waiting += [value for value in level.values() if isinstance(value, dict)]
+    return best
+
+
+# what stands for this network's modules where somebody kept a ResNet-18 as nn.Sequential(*children)
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# Age-Gender-Pred's heads
+AGE_GENDER_PRED = {"fc1": "age.0", "age_cls_pred": "age.2", "fc2": "gender.0", "gen_cls_pred": "gender.2"}
+
+
+def our_names(names: Collection[str], own: Collection[str]) -> dict[str, str]:
+    """Those of `names` that end like one of the model's `own` names -> that name.
+
+    What stands before is stripped: the prefix that most of the names have, and of the heads also a part of
+    it.
+    """
+    longest = max(name.count(".") for name in own)
+    by_prefix = {}
+    for name in names:
+        dots = [-1, *(i for i, character in enumerate(name) if character == ".")]
+        for dot in dots[-longest - 1:]:
+            prefix, (module, *rest) = name[:dot + 1], name[dot + 1:].split(".", 1)
+            for kind in ({}, SEQUENTIAL, AGE_GENDER_PRED):
+                ours = ".".join([kind.get(module, module), *rest])
+                if ours in own and (not kind or module in kind):
+                    by_prefix.setdefault(prefix, {})[name] = ours
+    best = max(by_prefix, key=lambda prefix: len(by_prefix[prefix]), default="")
+    found = dict(by_prefix.get(best, {}))
+    for prefix, pairs in by_prefix.items():
+        if best.startswith(prefix):
+            heads = {name: ours for name, ours in pairs.items() if ours.startswith(TASKS)}
+            found |= {name: ours for name, ours in heads.items() if ours not in found.values()}
+    return found
 
 
 def load_weights(model: FaceNet, file: str | Path) -> str:
-    """Load what fits, by name and shape, of this project's or anybody's checkpoint; the rest of the model stays as it is.
+    """Load what fits, by name and shape, of this project's or anybody's checkpoint; the rest of the model
+    stays as it is.
 
-    Prefixes such as `module.`, `resNet.` and `backbone.` are stripped, Age-Gender-Pred's head names are translated.
-    Returns: a line that says how many tensors were loaded and which are new. Raises: CheckpointError.
+    Returns: a line that says how many tensors were loaded, which are new, and how many of the file found no
+        place.
+    Raises: CheckpointError, where nothing fits or the file is of a deeper network.
     """
-    state = {}
-    for name, value in state_dict_in(read_checkpoint(file)).items():
-        name = re.sub(r"^((module|model|net|network|resnet|backbone|encoder|_orig_mod)\.)+", "", str(name), flags=re.IGNORECASE)
-        for theirs, ours in (("fc1.", "age.0."), ("age_cls_pred.", "age.2."), ("fc2.", "gender.0."), ("gen_cls_pred.", "gender.2.")):
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-        state[name] = value
+    state = state_dict_in(read_checkpoint(file))
     own = model.state_dict()
-    fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    named = our_names(state, own)
+    fits = {ours: state[name] for name, ours in named.items()
+            if is_plain(state[name]) and own[ours].shape == state[name].shape}
     if not any(value.dim() > 1 for value in fits.values()):
-        raise CheckpointError(f"{file}: none of its {len(state)} tensors fits this ResNet-18 by name and shape")
-    if broken := [name for name, value in fits.items() if not torch.isfinite(value.float()).all()]:
-        raise CheckpointError(f"{file}: {broken[0]} holds values that are no numbers")
+        raise CheckpointError(
+            f"{file}: none of its {len(state)} tensors fits this ResNet-18 by name and shape")
+    homeless = [name for name in state if name not in named]
+    if deeper := [name for name in homeless if re.search(r"layer[1-4]\.(\d+\.conv3|[2-9]|\d\d+)\b", name)]:
+        raise CheckpointError(f"{file}: of a deeper network, it has {deeper[0]}; expected a ResNet-18")
+    for name, value in fits.items():
+        check_tensor(value, own[name], f"{file}: {name}")
     model.load_state_dict(fits, strict=False)
     line = f"{file}: {len(fits)} of the model's {len(own)} tensors loaded"
-    new = dict.fromkeys(re.sub(r"\.(weight|bias|running_\w+|num_batches_tracked)$", "", name) for name in own if name not in fits)
+    new = dict.fromkeys(
+        name.rpartition(".")[0] for name in own if name not in fits and "num_batches" not in name)
     if new:
         line += f"; new: {', '.join(new)}"
-    if (age := state.get("age.2.weight")) is not None and "age.2.weight" not in fits:
-        line += f" (its age head tells {len(age)} ages, not {CLASSES['age']})"
+    heads = [state[name] for name, ours in named.items() if ours == "age.2.weight" and ours not in fits]
+    if heads:
+        line += f" (its age head tells {len(heads[0])} ages, not {CLASSES['age']})"
+    if homeless:
+        line += f"; {len(homeless)} of the file's {len(state)} tensors found no place: {few(homeless)}"
     return line

@@ -1,17 +1,26 @@
 """Train the network: age, gender and emotion together or alone.
 
     python train.py --data sample --epochs 3                                  try it, no download
-    python train.py --split imdb-wiki --weights 1 1 0                         step 1: pretrain age and gender
-    python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all three tasks (also 1 0.1 1)
-    python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: age; 0 1 0 gender; 0 0 1 emotion
-    python train.py ... --rehearse imdb-wiki                                  go on showing what was pretrained on, against forgetting
+    python train.py --split imdb-wiki --weights 1 1 0                         step 1: pretrain
+    python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all tasks (also 1 0.1 1)
+    python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: one task alone
+    python train.py ... --rehearse imdb-wiki                                  keep showing what was pretrained on
     python train.py --resume checkpoints/RUN/last.pth                         go on with a run that was stopped
     torchrun --nproc-per-node=4 -- train.py ...                               the same on several GPUs
 """
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))      # Ctrl-C while the imports take their seconds
+
 import argparse
+import contextlib
 import itertools
 import math
-import os
+import re
+import reprlib
+import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -22,310 +31,625 @@ import torch.distributed as dist
 import datasets
 import evaluate
 import model as models
-from datasets import TASKS, DataError
+from datasets import TASKS, DataError, Faces, Share
 
-SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size", "lr", "seed")     # what a resumed run must keep
+LEARNING_RATE = 0.05    # the highest, reached after the warm-up and lowered to 0 along a cosine
+WARM_UP = 1 / 20                        # of the run's steps
+BATCH_SIZE = 64                         # images a step
+EPOCHS, EMOTION_EPOCHS = 24, 36  # without and with emotion, which alone gains 0.8 points by the last twelve
+MOMENTUM = 0.9                          # Nesterov's
+DECAY = 1e-3                            # of weights; biases and BatchNorm's parameters have none
+SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
+
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
+# what a resumed run must keep
+SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
+            "lr", "seed")
 
 
-def as_arguments(settings: dict) -> list[str]:
-    """Settings as the command line that gives them, without those that are None or an empty list."""
-    return [text for name, value in settings.items() if value not in (None, [])
-            for text in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]
+# ---- the loop ---------------------------------------------------------------------------------------------
 
+class Trainer:
+    """The network as it is trained, on the faces that it is trained on."""
 
-def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
-    """The command line's settings and, with --resume, the checkpoint's content, whose settings are then the defaults."""
-    parser = datasets.Parser(__doc__)
-    parser.add_argument("--split", nargs="+", choices=datasets.SPLITS, default=["cvpr2016", "fer2013"], help="what to train on (default: cvpr2016 fer2013)")
-    parser.add_argument("--rehearse", nargs="+", choices=datasets.SPLITS, default=[],
-                        help="train on these too, but don't judge by them: against forgetting what pretraining taught")
-    parser.add_argument("--weights", nargs=3, type=datasets.in_range(float, 0), default=[1.0, 1.0, 1.0], metavar=("AGE", "GENDER", "EMOTION"),
-                        help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
-    parser.add_argument("--pretrained", metavar="FILE", help="weights to begin with, this project's or anybody's; what fits is loaded")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="last.pth of a run to go on with, under its settings")
-    parser.add_argument("--data", default="data", metavar="DIR", help="data root, or `sample`, which is drawn (default: data)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for decoded images (default: .cache in the data root)")
-    parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), metavar="PX", help="side of the network's input in pixels (default: 224; 64 for the sample)")
-    parser.add_argument("--samples", type=datasets.in_range(int, 1), metavar="N", help="images an epoch draws of sets that share a task, of few repeatedly (default: as many as there are, 28710 at most; 1000 for the sample)")
-    parser.add_argument("--epochs", type=datasets.in_range(int, 1), metavar="N", help="default: 36 where emotion is trained, 24 without")
-    parser.add_argument("--batch-size", type=datasets.in_range(int, 2), default=64, metavar="N", help="images a step, over all tasks and processes (default: 64)")
-    parser.add_argument("--lr", type=datasets.in_range(float, 1e-12), default=0.05, metavar="RATE", help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine (default: 0.05)")
-    parser.add_argument("--seed", type=datasets.in_range(int, 0), default=0, metavar="N", help="same seed, same log (default: 0)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network; slow to start, worth it for long runs; needs a C compiler and Python's headers")
-    parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="where the log goes (default: logs)")
-    parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="DIR", help="where RUN/last.pth and best.pth go (default: checkpoints)")
-    args, content = parser.parse_args(), None
-    if args.resume:
-        content = models.read_checkpoint(args.resume)
-        training = content.get("training")
-        if not isinstance(training, dict):
-            raise models.CheckpointError(f"{args.resume}: has no training state to go on from; expected a run's last.pth")
-        lacking = [name for part, kinds in ((content, {"model": dict, "epoch": int, "settings": dict}),
-                                            (training, {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int}))
-                   for name, kind in kinds.items() if not isinstance(part.get(name), kind)]
-        settings = content.get("settings")
-        if lacking := lacking or [name for name in SETTINGS if name not in settings]:
-            raise models.CheckpointError(f"{args.resume}: tells no {', '.join(lacking)}; expected a run's last.pth")
-        args = parser.parse_args(as_arguments({**training["folders"], **settings}) + sys.argv[1:])      # of two, the later counts
-        if other := [name for name in SETTINGS if getattr(args, name) != settings[name]]:
-            raise DataError(f"--{other[0].replace('_', '-')} is {getattr(args, other[0])}, the run's is {settings[other[0]]}; "
-                            "leave it out to go on with the run, or begin a new one with --pretrained")
-    sample = args.data == "sample"
-    args.image_size = args.image_size or (64 if sample else 224)
-    args.samples = args.samples or (1000 if sample else None)
-    args.epochs = args.epochs or (36 if args.weights[TASKS.index("emotion")] else 24)     # alone, emotion gains 0.8 points by the last twelve
-    args.split = list(dict.fromkeys(args.split))
-    args.rehearse = list(dict.fromkeys(args.rehearse))
-    if twice := [split for split in args.rehearse if split in args.split]:
-        parser.error(f"--rehearse {twice[0]}: --split has it already")
-    if not any(args.weights):
-        parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
-    return args, content
+    def __init__(self, args: argparse.Namespace, device: torch.device, share: Share = Share()):
+        """`args`: this script's, of which weights, samples, batch_size, image_size, epochs, lr, seed,
+        compile are used.
+        """
+        self.args, self.device, self.share = args, device, share
+        self.weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
+        torch.manual_seed(args.seed)
+        self.model = models.FaceNet()
+        for task in set(TASKS) - set(self.weights):
+            getattr(self.model, task).requires_grad_(False)
+        self.model.to(device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.model, args.lr)
+        self.precision = models.fast_precision(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
 
+    def start(self, faces: Faces) -> None:
+        """Get ready to train on `faces`."""
+        self.faces, self.pixels = faces, datasets.to_device(faces, self.device)
+        self.steps = math.ceil(sum(datasets.pools(faces, self.args.samples).values()) / self.args.batch_size)
+        self.network = self.model
+        if self.args.compile:
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            self.network = torch.compile(self.network, dynamic=False, mode=mode)
+        if self.share.world > 1:
+            gpus = [self.device.index] if self.device.type == "cuda" else None
+            self.network = torch.nn.parallel.DistributedDataParallel(self.network, device_ids=gpus)
 
-class Log:
-    """Timestamped lines, flushed one by one, to a file and to the terminal; of several processes only the first writes.
+    def train_epoch(self, epoch: int) -> dict:
+        """One epoch. Returns figures for the log, over all processes: lr, the epoch's highest; {task}_loss;
+        gender_acc,
+        emotion_acc in percent. Raises: DataError where a loss is no number.
+        """
+        args, rates = self.args, []
+        # loss, right, known by task
+        sums = torch.zeros((len(self.weights), 3), dtype=torch.float64, device=self.device)
+        step_losses = torch.zeros(self.steps, device=self.device)
+        self.network.train()
+        batches = datasets.batches(self.faces, args.samples, args.batch_size, models.DRAWS, args.seed, epoch,
+                                   self.share)
+        shown = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
+        for step, batch in enumerate(shown):
+            rates.append(rate_at((epoch - 1) * self.steps + step, args.epochs * self.steps, args.lr))
+            step_losses[step] = self.step(batch, rates[-1], sums)
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.steps:
+                self.check(step_losses, epoch)
+        if self.share.world > 1:
+            dist.all_reduce(sums)
+        figures = {"lr": max(rates)}
+        for task, (total, right, known) in zip(self.weights, sums.tolist()):
+            figures[f"{task}_loss"] = total / max(known, 1)    # of a few samples, none may have the label
+            if task != "age":
+                figures[f"{task}_acc"] = 100 * right / max(known, 1)
+        return figures
 
-    A resumed run's log is cut back to the `size` in bytes that it had when the checkpoint was saved. Raises DataError where
-    another process is still writing it.
-    """
+    def step(self, batch: datasets.Batch, rate: float, sums: torch.Tensor) -> torch.Tensor:
+        """One step of the optimizer; its losses, right answers and known labels are added to `sums`. Returns
+        its loss.
+        """
+        labels = datasets.labels_of(self.faces, batch.rows, self.device)
+        outputs = self.forward(batch)
+        losses = models.losses(outputs, labels)
+        # the mean over the whole step's images; times `world`, since DDP takes the mean over processes
+        total = sum(weight * losses[task].sum() for task, weight in self.weights.items())
+        loss = total / batch.total * self.share.world
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            for i, task in enumerate(self.weights):
+                sums[i, 0] += losses[task].sum()
+                if task != "age":
+                    sums[i, 1] += (outputs[task].argmax(1) == getattr(labels, task)).sum()
+                sums[i, 2] += datasets.known(labels, task).sum()
+        return loss.detach()
 
-    def __init__(self, file: Path | None, size: int | None = None):
-        self.file = open(file, "a", encoding="utf-8") if file else None
-        try:
-            import fcntl
-            if self.file:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # let go when the process ends, however it does
-        except BlockingIOError:
-            raise DataError(f"{file}: another process is still training this run; stop it first") from None
-        except (ImportError, OSError):
-            pass                        # Windows and some network file systems have no such locks
-        if file and size is not None and file.stat().st_size > size:
-            os.truncate(file, size)
+    def forward(self, batch: datasets.Batch) -> dict[str, torch.Tensor]:
+        """The network's outputs for a batch, augmented."""
+        images = datasets.gather(self.faces, self.pixels, batch.rows, self.device)
+        inputs = models.augment(images, self.args.image_size, batch.draws.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+            return self.network(inputs, tuple(self.weights))
 
-    def __call__(self, text: str) -> None:
-        if self.file:
-            line = f"[{datetime.now():%d.%m.%Y %H:%M:%S}] {text}"
-            for output in (self.file, sys.stdout):
-                print(line, file=output, flush=True)
+    def check(self, step_losses: torch.Tensor, epoch: int) -> None:
+        """Raise DataError where a step's loss, in any process, is no number."""
+        summed = step_losses.clone()
+        if self.share.world > 1:            # so that no process goes on alone
+            dist.all_reduce(summed)
+        if not torch.isfinite(summed).all():
+            wrong = int((~torch.isfinite(summed)).nonzero()[0])
+            raise DataError(f"the loss is no number at step {wrong + 1} of {self.steps} in epoch {epoch}; "
+                            f"last.pth is that of epoch {epoch - 1}, a lower --lr may help")
 
+    def share_statistics(self) -> None:
+        """Give all processes the first one's BatchNorm statistics; each has kept its own."""
+        if self.share.world > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
 
-def start_run(name: str, logs: Path, checkpoints: Path) -> tuple[Path, Path]:
-    """A new run's checkpoint folder and log file; a run of the same second gets a number behind its name. Raises DataError."""
-    run = name
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        for again in itertools.count(2):
-            folder, log = checkpoints / run, logs / f"{run}.txt"
-            if not folder.exists() and not log.exists():
-                folder.mkdir(parents=True)
-                log.touch()
-                return folder, log
-            run = f"{name}-{again}"
-    except OSError as error:
-        raise DataError(f"{error.filename}: can't be written ({error.strerror}); --logs and --checkpoints name other folders") from None
+    def state(self) -> dict:
+        """What of the training, beside the model, a resumed run needs."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, content: dict, file: Path) -> None:
+        """Take over the state of a checkpoint. Raises CheckpointError where it does not fit this network.
+
+        Only the tensors are the file's: the optimizer's settings are this code's.
+        """
+        models.load_state(self.model, content["model"], file)
+        state = content["training"]["optimizer"].get("state")
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if not isinstance(state, dict) or state and state.keys() != set(range(len(parameters))):
+            raise models.CheckpointError(f"{file}: its optimizer is not this network's")
+        for i, parameter in enumerate(parameters if state else []):
+            buffer = state[i].get("momentum_buffer") if isinstance(state[i], dict) else None
+            models.check_tensor(buffer, parameter, f"{file}: momentum {i}")
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter).clone(
+                memory_format=torch.preserve_format)
+        scaler = content["training"].get("scaler") or {}
+        scale, growth = scaler.get("scale"), scaler.get("_growth_tracker")
+        sound = type(scale) is float and 0 < scale < math.inf and type(growth) is int
+        if self.scaler.is_enabled() and sound:
+            state = {"scale": scale, "_growth_tracker": growth}
+            self.scaler.load_state_dict(self.scaler.state_dict() | state)
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
-    """The learning rate of a step, of `steps` from 0 on: a linear warm-up over the first twentieth, then a cosine to 0."""
-    warm = max(1, steps // 20)
-    return highest * min((step + 1) / warm, (1 + math.cos(math.pi * max(0, step + 1 - warm) / (steps + 1 - warm))) / 2)
+    """The learning rate of a step, of `steps` from 0 on: a linear warm-up, then a cosine to 0."""
+    warm = max(1, int(steps * WARM_UP))
+    return highest * min((step + 1) / warm,
+                         (1 + math.cos(math.pi * max(0, step + 1 - warm) / (steps + 1 - warm))) / 2)
 
 
 def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weights decay, biases and BatchNorm's parameters don't."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": 1e-3}, {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, fused=True)
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": DECAY},
+              {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, rate, momentum=MOMENTUM, nesterov=True, fused=True)
 
 
-def half_precision(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 at speed: GPUs from Ampere on, CPUs with AVX512-BF16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)       # private, so another torch may lack it
-    return device.type == "cpu" and probe is not None and probe()
+# ---- a run on disk ----------------------------------------------------------------------------------------
 
+class Run:
+    """A run on disk: its folder with last.pth and best.pth, its log, and a lock that keeps other processes
+    out.
 
-def train_epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sets: list[datasets.Faces], pixels: list, args: argparse.Namespace,
-                device: torch.device, epoch: int, rank: int, world: int) -> dict:
-    """One epoch of training.
-
-    Args: network, the model as it is trained (compiled, distributed); sets, the faces, and pixels, `to_device` of them.
-    Returns: figures for the log, over all processes: lr, the epoch's highest; {task}_loss; gender_acc, emotion_acc in percent.
-    Raises: DataError where a loss is no number.
+    Of several processes the first alone has one; the others' has no folder and writes nothing.
     """
-    weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
-    steps = math.ceil(sum(datasets.pools(sets, args.samples).values()) / args.batch_size)
-    rates = [rate_at((epoch - 1) * steps + step, args.epochs * steps, args.lr) for step in range(steps)]
-    sums = torch.zeros((len(weights), 3), dtype=torch.float64, device=device)      # of losses, right answers and known labels, by task
-    seen = torch.zeros(steps, device=device)                # each step's loss
-    network.train()
-    batches = datasets.batches(sets, args.samples, args.batch_size, args.seed, epoch, rank, world)
-    for step, batch in enumerate(datasets.progress(batches, steps, f"epoch {epoch}", args.batch_size)):
-        images = [datasets.gather(data, rows, device) for data, rows in zip(pixels, batch.rows)]
-        labels = datasets.Labels(*(values.to(device, non_blocking=True) for values in batch.labels))
-        inputs = datasets.augment(images, args.image_size, batch.draws.to(device, non_blocking=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device)):
-            outputs = network(inputs, tuple(weights))
-        losses = models.losses(outputs, labels)
-        # the mean over the whole step's images; times `world`, since DDP takes the mean over processes
-        loss = sum(weight * losses[task].sum() for task, weight in weights.items()) / batch.total * world
-        for group in optimizer.param_groups:
-            group["lr"] = rates[step]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            seen[step] = loss
-            for i, task in enumerate(weights):
-                sums[i, 0] += losses[task].sum()
-                if task != "age":
-                    sums[i, 1] += (outputs[task].argmax(1) == getattr(labels, task)).sum()
-                sums[i, 2] += datasets.known(labels, task).sum()
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            summed = seen.clone()
-            if world > 1:               # so that no process goes on alone
-                dist.all_reduce(summed)
-            if not torch.isfinite(summed).all():
-                wrong = int((~torch.isfinite(summed)).nonzero()[0])
-                raise DataError(f"the loss is no number at step {wrong + 1} of {steps} in epoch {epoch}; last.pth is that of epoch {epoch - 1}, a lower --lr may help")
-    if world > 1:
-        dist.all_reduce(sums)
-    figures = {"lr": max(rates)}
-    for task, (total, right, known) in zip(weights, sums.tolist()):
-        figures[f"{task}_loss"] = total / max(known, 1)         # of a few samples, none may have the label
-        if task != "age":
-            figures[f"{task}_acc"] = 100 * right / max(known, 1)
-    return figures
+
+    def __init__(self, folder: Path | None = None, log: Path | None = None):
+        self.folder, self.log_file, self.lines, self.lock = folder, log, None, None
+        self.best, self.epoch = math.inf, 0     # the least mean error so far; the epoch that goes on
+
+    def begin(self, args: argparse.Namespace) -> None:
+        """Make the run's folder and log, named for now; a run of the same second gets a number behind its
+        name.
+
+        Raises: DataError, where they can't be made.
+        """
+        name = f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{'-'.join(as_text(args.weights))}"
+        try:
+            for folder in (args.logs, args.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            for again in itertools.count(1):
+                self.folder = args.checkpoints / (name + f"-{again}" * (again > 1))
+                self.log_file = args.logs / f"{self.folder.name}.txt"
+                with contextlib.suppress(FileExistsError):  # of an earlier run, or of one that was as quick
+                    self.folder.mkdir()
+                    self.claim()
+                    self.lines = open(self.log_file, "x", encoding="utf-8", errors="backslashreplace")
+                    return
+        except OSError as error:
+            raise DataError(f"{error.filename}: can't be written ({error.strerror}); "
+                            "--logs and --checkpoints name other folders") from None
+
+    @classmethod
+    def resume(cls, file: Path, logs: Path) -> "Run":
+        """The run of a last.pth, no longer open to other processes. Raises DataError."""
+        folder = file.parent
+        run = cls(folder, logs / f"{folder.resolve().name}.txt")
+        run.claim()
+        return run
+
+    def claim(self) -> None:
+        """Keep other processes out of the run, where the file system has locks. Raises DataError where one
+        is in it.
+        """
+        try:
+            self.lock = open(self.folder / ".lock", "w")
+            datasets.locked(self.lock, wait=False)
+        except BlockingIOError:
+            raise DataError(
+                f"{self.folder}: another process is still training this run; stop it first") from None
+        except OSError as error:
+            raise DataError(f"{self.folder}: can't be written ({error.strerror})") from None
+
+    def open_log(self, content: dict) -> None:
+        """Open a resumed run's log, cut back to what it was when the checkpoint was saved. Raises
+        DataError.
+        """
+        size = content["training"]["log_size"]
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            if self.log_file.exists():
+                self.check_log(content["settings"])
+            self.lines = open(self.log_file, "a", encoding="utf-8", errors="backslashreplace")
+            if self.log_file.stat().st_size > size:
+                os.truncate(self.log_file, size)
+        except OSError as error:
+            raise DataError(
+                f"{self.log_file}: can't be written ({error.strerror}); --logs names another folder"
+            ) from None
+
+    def check_log(self, settings: dict) -> None:
+        """Raise DataError where the log does not begin as this run's, so that no other file is cut."""
+        with open(self.log_file, encoding="utf-8", errors="replace") as lines:
+            # the first line may be "resumed after ..."
+            head = [lines.readline(100_000).rstrip("\n") for _ in range(2)]
+        texts = [stamped[1] for line in head if (stamped := evaluate.STAMPED.fullmatch(line))]
+        command = next((text for text in texts if text.startswith("train.py ")), "")
+        options = evaluate.parse_command(command)
+        compared = ("split", "weights", "epochs", "seed")
+        if any(options.get(name) != as_text(settings[name]) for name in compared):
+            raise DataError(
+                f"{self.log_file}: not the log of this run; move it away, or name another folder by --logs")
+
+    def log(self, text: str) -> None:
+        """Write a line with the time to the log and the terminal. Raises DataError."""
+        if self.folder is None:
+            return
+        line = f"[{datetime.now():%d.%m.%Y %H:%M:%S}] {text}"
+        try:
+            print(line, file=self.lines, flush=True)
+        except OSError as error:
+            raise DataError(
+                f"{self.log_file}: can't be written ({error.strerror}); then {self.how_to_go_on()}"
+            ) from None
+        print(line, flush=True)
+
+    def how_to_go_on(self) -> str:
+        return f"go on with: python train.py --resume {shlex.quote(str(self.folder / 'last.pth'))}"
+
+    def save(self, content: dict, training: dict, better: bool) -> None:
+        """Save the run as it is after an epoch: last.pth, with what going on needs, and best.pth, if it is
+        the best so far.
+        """
+        if self.folder is None:
+            return
+        try:
+            if better:
+                models.write_checkpoint(content, self.folder / "best.pth")
+            training = {**training, "best": self.best, "log_size": self.log_file.stat().st_size}
+            models.write_checkpoint({**content, "training": training}, self.folder / "last.pth")
+        except DataError as error:
+            raise DataError(f"{error}; {self.how_to_go_on()}") from None
+
+    def is_finished(self, epochs: int) -> bool:
+        """Whether last.pth is of the last epoch."""
+        last = self.folder and models.read_checkpoint(self.folder / "last.pth")
+        return last is not None and last["epoch"] == epochs
 
 
-def load_sets(args: argparse.Namespace, tasks: list[str], subset: str) -> list[datasets.Faces]:
-    """The sets of the chosen splits that serve `tasks`; what is rehearsed is for training alone. Raises DataError where one is not there."""
-    root = datasets.data_root(args.data)
-    sets = []
-    for split in args.split + args.rehearse * (subset == "train"):
-        if own := [task for task in tasks if task in datasets.SPLITS[split]]:
-            sets += datasets.load(root, split, subset, own, args.image_size, args.cache or root / ".cache")
-    return sets
+# ---- the command line -------------------------------------------------------------------------------------
+
+def make_parser() -> datasets.Parser:
+    """The options of this script."""
+    parser = datasets.Parser(__doc__)
+    parser.add_argument("--split", nargs="+", choices=datasets.SPLITS, default=["cvpr2016", "fer2013"],
+                        help="what to train on (default: cvpr2016 fer2013)")
+    parser.add_argument(
+        "--rehearse", nargs="+", choices=datasets.SPLITS, default=[],
+        help="train on these too, but don't judge by them: against forgetting what pretraining taught")
+    parser.add_argument(
+        "--weights", nargs=3, type=datasets.in_range(float, 0), default=[1.0, 1.0, 1.0],
+        metavar=("AGE", "GENDER", "EMOTION"),
+        help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
+    parser.add_argument("--pretrained", metavar="FILE",
+                        help="weights to begin with, this project's or anybody's; what fits is loaded")
+    parser.add_argument("--resume", type=Path, metavar="FILE",
+                        help="last.pth of a run to go on with, under its settings")
+    parser.add_data()
+    parser.add_image_size()
+    parser.add_argument(
+        "--samples", type=datasets.in_range(int, 1, 10_000_000), metavar="N",
+        help="images an epoch draws of sets that share a task, of few repeatedly (default: as many as there "
+        f"are, {datasets.EPOCH_IMAGES} at most; {SAMPLE_IMAGES} for the sample)")
+    parser.add_argument("--epochs", type=datasets.in_range(int, 1, 100_000), metavar="N",
+                        help=f"default: {EMOTION_EPOCHS} where emotion is trained, {EPOCHS} without")
+    parser.add_argument("--batch-size", type=datasets.in_range(int, 2, 1_000_000), metavar="N",
+                        default=BATCH_SIZE,
+                        help=f"images a step, over all tasks and processes (default: {BATCH_SIZE})")
+    parser.add_argument(
+        "--lr", type=datasets.in_range(float, 1e-12), default=LEARNING_RATE, metavar="RATE",
+        help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine "
+        f"(default: {LEARNING_RATE})")
+    parser.add_argument("--seed", type=datasets.in_range(int, 0, 2 ** 63 - 1), default=0, metavar="N",
+                        help="same seed, same log (default: 0)")
+    parser.add_argument("--device", metavar="NAME",
+                        help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="torch.compile the network; slow to start, worth it for long runs; needs a C compiler and "
+        "Python's headers")
+    parser.add_argument("--logs", type=Path, default="logs", metavar="DIR",
+                        help="where the log goes (default: logs)")
+    parser.add_argument("--checkpoints", type=Path, default="checkpoints", metavar="DIR",
+                        help="where RUN/last.pth and best.pth go (default: checkpoints)")
+    return parser
+
+
+def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
+    """The settings and, with --resume, the checkpoint's content, whose settings then are the defaults.
+    Raises DataError.
+    """
+    parser = make_parser()
+    args, resumed = parser.parse_args(), None
+    if args.resume is not None:
+        resumed = read_resumed(args.resume)
+        settings = {**resumed["training"]["folders"], **resumed["settings"]}
+        args = parser.parse_args(as_arguments(settings) + sys.argv[1:])         # what is said again, wins
+        if other := [name for name in SETTINGS if getattr(args, name) != settings[name]]:
+            name, value = other[0], getattr(args, other[0])
+            raise DataError(f"--{name.replace('_', '-')} is {value}, the run's is {settings[name]}; "
+                            "leave it out to go on with the run, or begin a new one with --pretrained")
+        if resumed["epoch"] >= args.epochs:
+            raise DataError(
+                f"{args.resume}: the run is finished, at epoch {resumed['epoch']} of {args.epochs}")
+    args.split, args.rehearse = list(dict.fromkeys(args.split)), list(dict.fromkeys(args.rehearse))
+    if twice := [split for split in args.rehearse if split in args.split]:
+        parser.error(f"--rehearse {twice[0]}: --split has it already")
+    if not any(args.weights):
+        parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
+    check_labels(args)
+    for folder in (args.logs, args.checkpoints):
+        datasets.check_folder(folder)
+    args.root, args.cache_folder = datasets.folders(args)
+    args.drawn = datasets.is_drawn(args.root)
+    args.image_size = datasets.image_size(args.image_size, args.root)
+    args.samples = args.samples or (SAMPLE_IMAGES if args.drawn else None)
+    args.epochs = args.epochs or (EMOTION_EPOCHS if args.weights[TASKS.index("emotion")] else EPOCHS)
+    return args, resumed
+
+
+def check_labels(args: argparse.Namespace) -> None:
+    """Raise DataError where the splits don't have what the weights ask for."""
+    tasks = trained_tasks(args)
+    for task in tasks:
+        if not any(task in datasets.SPLITS[split] for split in args.split):
+            raise DataError(
+                f"--split {' '.join(args.split)} has no labels for {task}, whose weight is not 0")
+    for split in args.rehearse:
+        if not set(tasks) & set(datasets.SPLITS[split]):
+            raise DataError(
+                f"--rehearse {split} has labels for {' and '.join(datasets.SPLITS[split])} alone, "
+                "whose weights are 0")
+
+
+def trained_tasks(args: argparse.Namespace) -> list[str]:
+    """The tasks whose weight is not 0."""
+    return [task for task, weight in zip(TASKS, args.weights) if weight]
+
+
+def read_resumed(file: Path) -> dict:
+    """The content of a run's last.pth, all of its settings there and plain. Raises CheckpointError."""
+    content = models.read_checkpoint(file)
+    training = content.get("training")
+    if not isinstance(training, dict):
+        raise models.CheckpointError(
+            f"{file}: has no training state to go on from; expected a run's last.pth")
+    expected = ((content, {"model": dict, "epoch": int, "settings": dict}),
+                (training,
+                 {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int}))
+    lacking = [
+        name for part, kinds in expected for name, kind in kinds.items()
+        if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)
+    ]
+    lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
+    if lacking:
+        raise models.CheckpointError(f"{file}: tells no {', '.join(lacking)}; expected a run's last.pth")
+    for name, value in {**training["folders"], **content["settings"]}.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(
+                type(each) in (int, float, type(None)) or type(each) is str and not each.startswith("-")
+                for each in values):
+            raise models.CheckpointError(
+                f"{file}: its {reprlib.repr(name)} is {reprlib.repr(value)}; expected a run's last.pth")
+    if content["epoch"] < 0 or math.isnan(training["best"]) or training["log_size"] < 0:
+        raise models.CheckpointError(
+            f"{file}: an epoch of {content['epoch']}, a best error of {training['best']}, a log of "
+            f"{training['log_size']} bytes; expected a run's last.pth")
+    return content
+
+
+def as_text(value: object) -> list[str]:
+    """A setting's value as the command line's words."""
+    values = value if isinstance(value, list) else [value]
+    return [
+        f"{each:g}" if isinstance(each, float) and each == float(f"{each:g}") else str(each)
+        for each in values
+    ]
+
+
+def as_arguments(settings: dict) -> list[str]:
+    """Settings as the command line that gives them, without those that are None or an empty list."""
+    return [text for name, value in settings.items() if value not in (None, [])
+            for text in (f"--{name.replace('_', '-')}", *as_text(value))]
+
+
+def processes() -> Share:
+    """Which of torchrun's processes this is. Raises DataError where the environment does not say it
+    soundly.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    told = {name: os.environ[name] for name in names if name in os.environ}
+    if not told:
+        return Share()
+    sound = all(re.fullmatch("[0-9]{1,6}", value)
+                for value in told.values()) and {"RANK", "WORLD_SIZE"} <= told.keys()
+    if not sound or not int(told["RANK"]) < int(told["WORLD_SIZE"]) \
+            or not int(told.get("LOCAL_RANK", 0)) < int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"])):
+        raise DataError(
+            f"{' '.join(f'{name}={value}' for name, value in told.items())}: not what torchrun sets; "
+            "start several processes with torchrun, or unset these")
+    return Share(int(told["RANK"]), int(told["WORLD_SIZE"]))
+
+
+def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
+    """The process's device; under torchrun, each has a GPU of its own where there are any. Raises
+    DataError.
+    """
+    local, device = os.environ.get("LOCAL_RANK"), args.device
+    if share.world > 1 and local and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if count > torch.cuda.device_count():
+            raise DataError(f"--nproc-per-node={count}: this host has {torch.cuda.device_count()} GPU(s); "
+                            "expected a process each, or --device cpu")
+        device = f"cuda:{local}"
+    device = models.pick_device(device)
+    models.compute_alike()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
+    """What is trained on and what is judged by; what is rehearsed is for training alone. Raises
+    DataError.
+    """
+    tasks = trained_tasks(args)
+    faces, valid = (datasets.load(args.root, splits, subset, tasks, args.image_size, args.cache_folder)
+                    for splits, subset in ((args.split + args.rehearse, "train"), (args.split, "valid")))
+    for part, subset in ((faces, "train"), (valid, "valid")):
+        for task in tasks:
+            if not part.known(task).any():
+                raise DataError(
+                    f"--split {' '.join(args.split)}: no face of known {task} in its {subset} part")
+    total = sum(datasets.pools(faces, args.samples).values())
+    if total // math.ceil(total / args.batch_size) < 2 * share.world:           # of the smallest step
+        raise DataError(f"--batch-size and the images of an epoch: at least 2 for each of "
+                        f"{share.world} process{'es' * (share.world > 1)} are needed")
+    return faces, valid
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """What a resumed run must keep."""
+    return {name: getattr(args, name) for name in SETTINGS}
+
+
+def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: tuple[Faces, Faces],
+                 notes: list[str]) -> None:
+    """Write what the run is: its command line, machine, sets, what is left out, and `notes` on how it
+    begins.
+    """
+    run.log(shlex.join(["train.py", *as_arguments({"data": args.data, **settings_of(args)})]))
+    device, world = trainer.device, trainer.share.world
+    kind = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(
+        device)
+    precision = str(trainer.precision).removeprefix("torch.")
+    run.log(f"torch {torch.__version__}, {kind}, {precision}, {world} process{'es' * (world > 1)}")
+    if args.drawn:
+        run.log("the sample's faces are drawn: its figures mean nothing")
+    for table in tables:
+        for number, part in enumerate(table.parts):
+            rows = table.only(number)
+            for line in [datasets.describe(rows, part.name)[0], *datasets.left_out(rows)]:
+                run.log(line)
+    for note in notes:
+        run.log(note)
+
+
+def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict) -> dict:
+    """What a checkpoint tells: the model, and all that using it needs."""
+    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    return {
+        "model": trainer.model.state_dict(), "image_size": args.image_size, "tasks": trained_tasks(args),
+        **models.description(), "drawn": args.drawn, "epoch": epoch, "metrics": figures,
+        "settings": settings_of(args)
+    }
+
+
+def training_of(args: argparse.Namespace, trainer: Trainer, rows: dict[str, int]) -> dict:
+    """What last.pth tells besides, for going on."""
+    folders = {
+        "data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
+        "device": args.device
+    }
+    return {**trainer.state(), "rows": rows, "folders": folders}
+
+
+def count_rows(tables: tuple[Faces, Faces]) -> dict[str, int]:
+    """How many faces of each part there are, by name."""
+    return {
+        part.name: int((table.part == number).sum())
+        for table in tables
+        for number, part in enumerate(table.parts)
+    }
+
+
+def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]:
+    """A run, resumed or yet to begin, its model with what the command line names, and a line for the log on
+    that.
+
+    All that can be wrong with it is told here, before anything is decoded. Raises DataError.
+    """
+    first = trainer.share.rank == 0
+    if resumed:
+        run = Run.resume(args.resume, args.logs) if first else Run()
+        if models.read_checkpoint(args.resume)["epoch"] != resumed["epoch"]:
+            raise DataError(f"{args.resume}: another process was still training this run; start again")
+        trainer.load_state(resumed, args.resume)
+        run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
+        return run, [f"resumed after epoch {run.epoch}"]
+    return Run(), [models.load_weights(trainer.model, args.pretrained)
+                   ] if args.pretrained is not None else []
+
+
+def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer: Trainer,
+              tables: tuple[Faces, Faces], notes: list[str]) -> None:
+    """Begin the run on disk, or go on with it: log what it is and, if it is new, save it, which shows that
+    it can be.
+    """
+    if trainer.share.rank > 0:
+        return
+    if resumed:
+        run.open_log(resumed)
+    else:
+        run.begin(args)
+    log_settings(run, args, trainer, tables, notes)
+    if not resumed:
+        run.save(content_of(args, trainer, 0, {}), training_of(args, trainer, count_rows(tables)), False)
+
+
+def train(run: Run, args: argparse.Namespace, trainer: Trainer, valid: Faces, rows: dict[str, int]) -> None:
+    """The epochs that the run still lacks, each judged, logged and saved."""
+    tasks = trained_tasks(args)
+    for epoch in range(run.epoch + 1, args.epochs + 1):
+        run.epoch = epoch
+        figures = trainer.train_epoch(epoch)
+        trainer.share_statistics()
+        metrics = evaluate.evaluate(trainer.model, valid, args.image_size, tasks, trainer.device,
+                                    share=trainer.share)
+        figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
+        for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
+            run.log(line)
+        error = evaluate.mean_error(metrics)
+        better, run.best = error < run.best, min(error, run.best)
+        run.save(content_of(args, trainer, epoch, metrics), training_of(args, trainer, rows), better)
 
 
 def main() -> int | None:
+    share = processes()
     args, resumed = parse_arguments()
-    tasks = [task for task, weight in zip(TASKS, args.weights) if weight]
-    if unserved := [task for task in tasks if not any(task in datasets.SPLITS[split] for split in args.split)]:
-        raise DataError(f"--split {' '.join(args.split)} has no labels for {unserved[0]}, whose weight is not 0")
-    if useless := [split for split in args.rehearse if not set(tasks) & set(datasets.SPLITS[split])]:
-        raise DataError(f"--rehearse {useless[0]} has labels for {' and '.join(datasets.SPLITS[useless[0]])} alone, whose weights are 0")
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local = os.environ.get("LOCAL_RANK") if (args.device or "cuda").startswith("cuda") and torch.cuda.is_available() else None
-    if local and (here := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > torch.cuda.device_count():
-        raise DataError(f"--nproc-per-node={here}: this host has {torch.cuda.device_count()} GPU(s); expected a process each, or --device cpu")
-    device = evaluate.pick_device(f"cuda:{local}" if local else args.device)
-
-    torch.manual_seed(args.seed)
-    model = models.FaceNet()
-    begun = models.load_weights(model, args.pretrained) if args.pretrained and not resumed else None
-    sets, valid = load_sets(args, tasks, "train"), load_sets(args, tasks, "valid")
-    for part, of in ((sets, "train"), (valid, "valid")):
-        for task in tasks:
-            if not any(datasets.known(faces, task).any() for faces in part):
-                raise DataError(f"--split {' '.join(args.split)}: no face of known {task} in its {of} part")
-    total = sum(datasets.pools(sets, args.samples).values())
-    if total // math.ceil(total / args.batch_size) < 2 * world:         # of the smallest step
-        raise DataError(f"--batch-size and the images of an epoch: at least 2 for each of {world} process{'es' * (world > 1)} are needed")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world > 1:                       # only now: while one process decodes, the others wait for the cache, however long
+    device = choose_device(args, share)
+    trainer = Trainer(args, device, share)
+    run, notes = prepare_run(args, resumed, trainer)
+    tables = faces, valid = load_faces(args, share)
+    rows = count_rows(tables)
+    if resumed and rows != resumed["training"]["rows"]:
+        raise DataError(f"{args.data}: its data changed since the run began, "
+                        f"from {resumed['training']['rows']} to {rows} faces")
+    if share.world > 1:    # only now: while one process decodes, the others wait for the cache
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    model.to(device, memory_format=torch.channels_last)
-    for task in set(TASKS) - set(tasks):
-        getattr(model, task).requires_grad_(False)
-    optimizer = make_optimizer(model, args.lr)
-    best, first = math.inf, 1
-    rows = {faces.name: len(faces) for faces in (*sets, *valid)}
-    if resumed:
-        training = resumed["training"]
-        if rows != training["rows"]:
-            raise DataError(f"{args.data}: its data changed since the run began, from {training['rows']} to {rows} faces")
-        try:
-            model.load_state_dict(resumed["model"])
-            optimizer.load_state_dict(training["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise models.CheckpointError(f"{args.resume}: not this network's ({' '.join(str(error).split())[:200]})") from None
-        best, first = training["best"], resumed["epoch"] + 1
-        if first > args.epochs:
-            raise DataError(f"{args.resume}: the run is finished, at epoch {args.epochs} of {args.epochs}")
-
-    weights = [f"{weight:g}" for weight in args.weights]
-    folder = log_file = None
-    if rank == 0:
-        if resumed:
-            folder = args.resume.parent
-            log_file = args.logs / f"{folder.resolve().name}.txt"
-            args.logs.mkdir(parents=True, exist_ok=True)
-        else:
-            folder, log_file = start_run(f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{'-'.join(weights)}", args.logs, args.checkpoints)
-    log = Log(log_file, resumed["training"]["log_size"] if resumed else None)
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    shown = {"data": args.data, **settings, "weights": weights}
-    if resumed:
-        log(f"resumed after epoch {first - 1}")
-    log(" ".join(("train.py", *as_arguments(shown))))
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    log(f"torch {torch.__version__}, {kind}, {'bfloat16' if half_precision(device) else 'float32'}, {world} process{'es' * (world > 1)}")
-    if args.data == "sample":
-        log("the sample's faces are drawn: its figures mean nothing")
-    for faces in (*sets, *valid):
-        log(datasets.describe(faces)[0])
-        for line in datasets.unreadable(faces):
-            log(line)
-    if begun:
-        log(begun)
-
-    network = torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None) if args.compile else model
-    if world > 1:
-        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
-
-    def keep(epoch: int, metrics: dict, better: bool) -> None:
-        """Save the run as it is after an epoch: last.pth and, if it is the best so far, best.pth."""
-        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        content = {"model": model.state_dict(), "image_size": args.image_size, "tasks": tasks, **evaluate.description(),
-                   "drawn": args.data == "sample", "epoch": epoch, "metrics": figures, "settings": settings}
-        if better:
-            models.write_checkpoint(content, folder / "best.pth")
-        folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs), "device": args.device}
-        training = {"optimizer": optimizer.state_dict(), "best": best, "rows": rows, "folders": folders, "log_size": log_file.stat().st_size}
-        models.write_checkpoint({**content, "training": training}, folder / "last.pth")
-    if rank == 0 and not resumed:
-        keep(0, {}, False)              # shows that it can be written, and is there if the first epoch fails
-    pixels = datasets.to_device(sets, device)
+    trainer.start(faces)
+    start_run(run, args, resumed, trainer, tables, notes)
     try:
-        for epoch in range(first, args.epochs + 1):
-            figures = train_epoch(network, optimizer, sets, pixels, args, device, epoch, rank, world)
-            if world > 1:               # each process has kept its own BatchNorm statistics; the first one's count
-                for buffer in model.buffers():
-                    dist.broadcast(buffer, 0)
-            metrics = evaluate.evaluate(model, valid, args.image_size, tasks, device, rank=rank, world=world)
-            if rank > 0:
-                continue
-            figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
-            for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
-                log(line)
-            error = evaluate.mean_error(metrics)
-            better, best = error < best, min(error, best)
-            keep(epoch, metrics, better)
+        train(run, args, trainer, valid, rows)
     except KeyboardInterrupt:
-        log(f"stopped in epoch {epoch}; go on with: python train.py --resume {folder / 'last.pth' if folder else ''}")
-        return 130
-    if world > 1:
+        if not run.is_finished(args.epochs):
+            run.log(f"stopped in epoch {run.epoch}; {run.how_to_go_on()}")
+            return 130
+    if share.world > 1:
         dist.destroy_process_group()
-    if rank == 0:
-        log(f"the best epoch is in {folder / 'best.pth'}")
+    run.log(f"the best epoch is in {run.folder}/best.pth")
     return None
 
 
 if __name__ == "__main__":
-    datasets.script(main, models.CheckpointError, torch.OutOfMemoryError)
+    datasets.script(main, models.CheckpointError)

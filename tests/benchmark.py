@@ -1,13 +1,13 @@
-"""How near training and evaluation come to the bare network, and how far they are from what people use instead.
+"""How near training and evaluation come to the bare network, and how far they are from what people use.
 
     python tests/benchmark.py                                    at 64 pixels, some minutes
     python tests/benchmark.py --image-size 224 --steps 3         --device cuda, where there is one
 
-Prints one table and leaves nothing behind. Speeds are medians over rounds in which what is compared takes turns; a ratio is the
-median of the rounds' ratios. Faces are drawn, with JPEG files of 200 pixels; what they show does not change what a step costs.
+Prints one table and leaves nothing behind. Speeds are medians over rounds in which what is compared takes
+turns; a ratio is the median of the rounds' ratios. Faces are drawn, with JPEG files of 200 pixels; what they
+show does not change what a step costs.
 """
 import argparse
-import dataclasses
 import itertools
 import math
 import os
@@ -38,12 +38,12 @@ import model as models  # noqa: E402
 import train  # noqa: E402
 
 ROUNDS = 5                              # that count, after one that does not
-STARTS = 3                              # of a process or of an empty cache, each too slow to be done more often
-SET_BYTES = 20e9                        # of the set of holes
+STARTS = 3                              # of a process or of an empty cache, too slow to be done more often
+SET_BYTES = 20e9                        # of the sparse file
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring
 
 def seconds(work: Callable, device: torch.device) -> float:
     """How long `work()` takes, with all that it has left to the GPU."""
@@ -57,7 +57,9 @@ def seconds(work: Callable, device: torch.device) -> float:
 
 
 def compare(device: torch.device, **works: tuple[int, Callable]) -> dict[str, list[float]]:
-    """Images per second, round by round, of each work (images, start): start() gets ready and returns what is timed."""
+    """Images per second, round by round, of each work (images, start), of which start() gets ready and
+    returns what is timed.
+    """
     speeds = {name: [] for name in works}
     for i in range(ROUNDS + 1):
         for name, (images, start) in works.items():
@@ -81,7 +83,9 @@ def size(count: float) -> str:
 
 
 def python(code: str, *arguments) -> list[float]:
-    """The numbers that `code` tells in a process of its own, and behind them the process's peak memory in bytes, NaN if unknown."""
+    """The numbers that `code` tells in a process of its own, and behind them the process's peak memory in
+    bytes, NaN if unknown.
+    """
     code = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -89,19 +93,20 @@ def tell(number): print('measured', number, file=sys.stderr)
 def memory(name):       # not resource.ru_maxrss, which on Linux begins with what the parent has
     try:
         with open('/proc/self/status') as lines:
-            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ':')), float('nan'))
-    except OSError:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ':'))
+    except (OSError, StopIteration):
         return float('nan')
 {code}
 tell(memory('VmHWM'))
 """
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        raise datasets.DataError(f"a measured process failed: {(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]}")
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise datasets.DataError(f"a measured process failed: {reason}")
     return [float(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("measured ")]
 
 
-# ---- what is measured ------------------------------------------------------------------------------------------------
+# ---- what is measured
 
 def draw(root: Path) -> None:
     """The drawn sample, its JPEG files enlarged to 200 pixels, about what face crops come in."""
@@ -111,99 +116,120 @@ def draw(root: Path) -> None:
             image.resize((200, 200), Image.Resampling.BICUBIC).save(file, quality=90)
 
 
-def load(args: argparse.Namespace, root: Path, cache: Path) -> list[datasets.Faces]:
+def load(args: argparse.Namespace, root: Path, cache: Path) -> datasets.Faces:
     """The sample's train parts of all three tasks, decoded."""
-    return [faces for split in ("cvpr2016", "fer2013")
-            for faces in datasets.load(root, split, "train", datasets.TASKS, args.image_size, cache)]
+    return datasets.load(root, ("cvpr2016", "fer2013"), "train", datasets.TASKS, args.image_size, cache)
 
 
 def training(args: argparse.Namespace, device: torch.device, root: Path, scratch: Path) -> list[list[str]]:
-    """Rows on training: the bare step, train.py's own loop, ImageFolder with per-image transforms; a first epoch and later ones."""
-    sets = load(args, root, root / ".cache")
-    pixels = datasets.to_device(sets, device)
-    half, count = train.half_precision(device), args.batch_size * args.steps
+    """Rows on training: the bare step, train.py's own loop, ImageFolder with per-image transforms; a first
+    epoch and later ones.
+    """
+    count = args.batch_size * args.steps
+    # so many epochs that the learning rate stays in its warm-up; three pools have `samples` images each
+    settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size,
+                                  image_size=args.image_size, epochs=10 ** 6, lr=0.001, seed=0,
+                                  compile=False)
+    trainer = train.Trainer(settings, device)
+    faces = load(args, root, root / ".cache")
+    trainer.start(faces)
+
+    def project() -> None:
+        trainer.train_epoch(1)
 
     def network() -> tuple:
         model = models.FaceNet().to(device, memory_format=torch.channels_last).train()
         return model, train.make_optimizer(model, 0.001)
 
-    def step(model: models.FaceNet, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: datasets.Labels) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+    def step(model: models.FaceNet, optimizer: torch.optim.Optimizer, images: torch.Tensor,
+             labels: datasets.Labels) -> None:
+        with torch.autocast(device.type, trainer.precision, enabled=trainer.precision is not torch.float32):
             outputs = model(images)
         loss = sum(values.mean() for values in models.losses(outputs, labels).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    bare, ours, theirs = network(), network(), network()
-    batch = next(datasets.batches(sets, args.batch_size, args.batch_size, 0, 1))
-    labels = datasets.Labels(*(values.to(device) for values in batch.labels))
-    images = [datasets.gather(data, rows, device) for data, rows in zip(pixels, batch.rows)]
-    images = datasets.augment(images, args.image_size, batch.draws.to(device))
+    bare, theirs = network(), network()
+    batch = next(datasets.batches(faces, args.batch_size, args.batch_size, models.DRAWS, 0, 1))
+    labels = datasets.labels_of(faces, batch.rows, device)
+    images = datasets.gather(faces, trainer.pixels, batch.rows, device)
+    images = models.augment(images, args.image_size, batch.draws.to(device))
 
     def limit() -> None:
         for _ in range(args.steps):
             step(*bare, images, labels)
-    # so many epochs that the learning rate stays in its warm-up; three pools have `samples` images each
-    settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size, image_size=args.image_size,
-                                  epochs=10 ** 6, lr=0.001, seed=0)
-
-    def project() -> None:
-        train.train_epoch(*ours, sets, pixels, settings, device, 1, 0, 1)
     usual = transforms.Compose([transforms.Resize((args.image_size, args.image_size)),
-                                transforms.RandomCrop(args.image_size, args.image_size // 8), transforms.RandomHorizontalFlip(),
-                                transforms.ToTensor(), transforms.Normalize(datasets.MEAN, datasets.STD)])
+                                transforms.RandomCrop(args.image_size, args.image_size // 8),
+                                transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+                                transforms.Normalize(models.MEAN, models.STD)])
     folder = ImageFolder(root / "cvpr2016/gender/train", usual)
-    loader = DataLoader(Subset(folder, [i % len(folder) for i in range(count)]), args.batch_size, shuffle=True, num_workers=CORES,
-                        persistent_workers=True, pin_memory=device.type == "cuda")
+    loader = DataLoader(Subset(folder, [i % len(folder) for i in range(count)]), args.batch_size,
+                        shuffle=True, num_workers=CORES, persistent_workers=True,
+                        pin_memory=device.type == "cuda")
 
     def people() -> Callable:
         batches = iter(loader)
-        first = next(batches)           # off the clock, since a real epoch is longer: in their favour by one batch
+        # off the clock, since a real epoch is longer: in their favour by one batch
+        first = next(batches)
 
         def run() -> None:
             for images, genders in itertools.chain([first], batches):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-                unknown = torch.full((len(images),), -1, device=device)
-                step(*theirs, images, datasets.Labels(unknown * torch.nan, genders.to(device, non_blocking=True), unknown))
+                genders = genders.to(device, non_blocking=True)
+                unknown = torch.full_like(genders, -1)
+                years = unknown * torch.nan
+                step(*theirs, images, datasets.Labels(years, years, genders, unknown))
         return run
-    speeds = compare(device, limit=(count, lambda: limit), project=(3 * settings.samples, lambda: project), people=(count, people))
+    shown = 3 * settings.samples
+    speeds = compare(device, limit=(count, lambda: limit), project=(shown, lambda: project),
+                     people=(count, people))
 
     def first_epoch(cache: Path) -> None:
-        fresh = load(args, root, cache)
-        train.train_epoch(*ours, fresh, datasets.to_device(fresh, device), settings, device, 1, 0, 1)
-    first, later = zip(*((seconds(lambda: first_epoch(scratch / f"cache {i}"), device), seconds(project, device)) for i in range(STARTS)))
-    first, later, decoded = statistics.median(first), statistics.median(later), sum(map(len, sets))
+        trainer.start(load(args, root, cache))
+        trainer.train_epoch(1)
+    first, later = zip(*((seconds(lambda: first_epoch(scratch / f"cache {i}"), device),
+                          seconds(project, device)) for i in range(STARTS)))
+    first, later = statistics.median(first), statistics.median(later)
     return [["training, the limit: the bare step on one batch", speed(speeds["limit"]), ""],
-            ["training, this project", speed(speeds["project"]), f"{ratio(speeds['project'], speeds['limit'])} of the limit"],
+            ["training, this project", speed(speeds["project"]),
+             f"{ratio(speeds['project'], speeds['limit'])} of the limit"],
             ["training, ImageFolder, PIL transforms, DataLoader", speed(speeds["people"]),
              f"this project is {ratio(speeds['project'], speeds['people'])} times as fast"],
-            [f"first epoch, {3 * settings.samples:,} images, {decoded:,} decoded", f"{first:.1f} s", f"{later:.1f} s a later epoch"]]
+            [f"first epoch, {shown:,} images, {len(faces):,} decoded", f"{first:.1f} s",
+             f"{later:.1f} s a later epoch"]]
 
 
 def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
     """Rows on evaluation: the bare forward pass and evaluate.py's own loop."""
-    def repeated(faces: datasets.Faces) -> datasets.Faces:      # a real valid part is larger: some `steps` full batches of all three
-        rows = np.arange(math.ceil(args.steps / 3) * evaluate.BATCH) % len(faces)
-        return dataclasses.replace(faces.keep(rows), pixels=faces.pixels[rows])
-    sets = [repeated(faces) for faces in load(args, root, root / ".cache")]
-    total = sum(map(len, sets))
+    loaded = load(args, root, root / ".cache")
+
+    def repeated(faces: datasets.Faces) -> datasets.Faces:      # a real valid part is larger: full batches
+        return faces.keep(np.sort(np.arange(math.ceil(args.steps / 3) * evaluate.BATCH) % len(faces)))
+    # some `steps` batches of all three
+    faces = datasets.join([repeated(loaded.only(number)) for number in range(len(loaded.parts))])
+    total = len(faces)
     model = models.FaceNet().to(device).eval()
     network, plain = (of.to(memory_format=torch.channels_last) for of in (models.fuse(model), model))
-    images = datasets.prepare(datasets.gather(sets[0].pixels, np.arange(evaluate.BATCH), device), args.image_size)
+    images = datasets.gather(faces, datasets.to_device(faces, device), np.arange(evaluate.BATCH), device)
+    images = models.prepare(images, args.image_size)
 
     @torch.inference_mode()
     def forward(of: models.FaceNet) -> None:
         for _ in range(total // evaluate.BATCH):
             of(images)
-    speeds = compare(device, plain=(total, lambda: lambda: forward(plain)), limit=(total, lambda: lambda: forward(network)),
-                     project=(total, lambda: lambda: evaluate.predict(model, sets, args.image_size, datasets.TASKS, device)))
+
+    def project() -> None:
+        evaluate.predict(model, faces, args.image_size, datasets.TASKS, device)
+    speeds = compare(device, plain=(total, lambda: lambda: forward(plain)),
+                     limit=(total, lambda: lambda: forward(network)), project=(total, lambda: project))
     return [["evaluation, the limit: the bare forward pass", speed(speeds["limit"]),
              f"{ratio(speeds['limit'], speeds['plain'])} times as fast as with BatchNorm not folded"],
-            ["evaluation, this project", speed(speeds["project"]), f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
+            ["evaluation, this project", speed(speeds["project"]),
+             f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
 
 
 def starting(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
-    """Rows on the way from the command to the first step, images decoded, and on the memory of a training process."""
+    """Rows on the way from the command to the first step, images decoded, and on the memory of training."""
     code = """
 import torch, torchvision
 begin = float(sys.argv.pop(1))
@@ -220,10 +246,10 @@ torch.optim.SGD.step = first_step
 sys.argv[0] = 'train.py'
 train.main()
 """
-    settings = ("--data", root, "--logs", scratch / "logs", "--checkpoints", scratch / "runs", "--image-size", args.image_size,
-                "--epochs", 1, "--samples", 2 * args.batch_size, "--batch-size", args.batch_size,
-                *(("--device", args.device) if args.device else ()))
-    python(code, time.time(), *settings)                        # decodes the valid parts, which training has not needed so far
+    settings = ("--data", root, "--logs", scratch / "logs", "--checkpoints", scratch / "runs",
+                "--image-size", args.image_size, "--epochs", 1, "--samples", 2 * args.batch_size,
+                "--batch-size", args.batch_size, *(("--device", args.device) if args.device else ()))
+    python(code, time.time(), *settings)        # decodes the valid parts, which were not needed so far
     imports, steps, peaks = zip(*(python(code, time.time(), *settings) for _ in range(STARTS)))
     above = statistics.median(step - imported for step, imported in zip(steps, imports))
     return [["from command to first step, images decoded", f"{statistics.median(steps):.2f} s",
@@ -246,18 +272,22 @@ def labels(args: argparse.Namespace, scratch: Path) -> list[list[str]]:
     folder = scratch / "imdb-wiki/imdb_crop"
     folder.mkdir(parents=True)
     savemat(folder / "imdb.mat", {"imdb": {
-        "dob": rng.integers(693962, 728294, (1, count), np.int32), "photo_taken": rng.integers(1985, 2016, (1, count)).astype(np.uint16),
-        "full_path": cells([f"{i % 100:02}/nm{celebrity:07}_rm{31 * i:09}_1950-1-15_1990.jpg" for i, celebrity in enumerate(celebrities)]),
-        "gender": rng.choice([0, 1, np.nan], (1, count), p=[0.42, 0.56, 0.02]), "name": cells([names[i] for i in celebrities]),
+        "dob": rng.integers(693962, 728294, (1, count), np.int32),
+        "photo_taken": rng.integers(1985, 2016, (1, count)).astype(np.uint16),
+        "full_path": cells([f"{i % 100:02}/nm{celebrity:07}_rm{31 * i:09}_1950-1-15_1990.jpg"
+                            for i, celebrity in enumerate(celebrities)]),
+        "gender": rng.choice([0, 1, np.nan], (1, count), p=[0.42, 0.56, 0.02]),
+        "name": cells([names[i] for i in celebrities]),
         "face_location": cells([np.array([[1.0, 1.0, 200.0, 200.0]]) for _ in range(count)]),
-        "face_score": rng.choice([-np.inf, 3.0], (1, count), p=[0.1, 0.9]), "second_face_score": rng.choice([np.nan, 2.5], (1, count)),
+        "face_score": rng.choice([-np.inf, 3.0], (1, count), p=[0.1, 0.9]),
+        "second_face_score": rng.choice([np.nan, 2.5], (1, count)),
         "celeb_names": cells(names), "celeb_id": celebrities[None] + 1.0}})
     code = """
 import datasets
 from pathlib import Path
 begin = time.perf_counter()
 for subset in datasets.SUBSETS:
-    datasets.read_imdb_wiki(Path(sys.argv[1]), subset)
+    datasets.read(Path(sys.argv[1]), ['imdb-wiki'], subset, datasets.TASKS, Path(sys.argv[1]) / '.cache')
 tell(time.perf_counter() - begin)
 """
     (taken, peak), (imports,) = python(code, scratch), python("import datasets, scipy.io")
@@ -266,7 +296,9 @@ tell(time.perf_counter() - begin)
 
 
 def flat_memory(args: argparse.Namespace, scratch: Path) -> list[list[str]]:
-    """A row on the growth of anonymous memory, which the page cache is no part of, over batches of a large set: a file of holes."""
+    """A row on the growth of anonymous memory, which the page cache is no part of, over batches of a large
+    set: a sparse file, all of it a hole, of which nothing is on disk.
+    """
     count, steps = int(SET_BYTES) // (3 * args.image_size ** 2), 2000
     code = """
 import numpy as np, torch
@@ -275,26 +307,31 @@ from pathlib import Path
 file, count, side, batch_size, steps = Path(sys.argv[1]), *map(int, sys.argv[2:])
 with open(file, 'wb') as output:
     output.truncate(count * side * side * 3)
-faces = datasets.make_faces('made train', file.parent, np.arange(count).astype(datasets.TEXT), age=np.arange(count) % 100)
-pixels = np.asarray(datasets.open_images(file, (side, side, 3), count))
-begin = time.perf_counter()
-for i, batch in enumerate(datasets.batches([faces], steps * batch_size, batch_size, 0, 1), 1):
-    datasets.gather(pixels, batch.rows[0], torch.device('cpu'))
-    if i == steps // 10:
-        before = memory('RssAnon')
-tell(memory('RssAnon') - before)
+files = np.arange(count).astype(np.dtypes.StringDType())
+faces = datasets.new_faces(file.parent, files, age=np.arange(count) % 100)
+pixels = [datasets.Images(file, (side, side, 3), count)]
+begin, held = time.perf_counter(), []
+for i, batch in enumerate(datasets.batches(faces, steps * batch_size, batch_size, 0, 0, 1), 1):
+    datasets.gather(faces, pixels, batch.rows, torch.device('cpu'))
+    if i in (steps // 10, steps):
+        held.append(memory('RssAnon'))
+tell(held[1] - held[0])
 tell((time.perf_counter() - begin) / steps)
 """
     growth, taken, _ = python(code, scratch / "holes.u8", count, args.image_size, args.batch_size, steps)
-    return [[f"memory from batch {steps // 10} to {steps:,} of {count:,} images", "-" if math.isnan(growth) else f"{growth / 1e6:+.1f} MB",
-             f"anonymous; {SET_BYTES / 1e9:.0f} GB on disk, {1000 * taken:.1f} ms a batch"]]
+    return [[f"memory from batch {steps // 10} to {steps:,} of {count:,} images",
+             "-" if math.isnan(growth) else f"{growth / 1e6:+.1f} MB",
+             f"anonymous; a sparse file of {SET_BYTES / 1e9:.0f} GB, none of it on disk, "
+             f"{1000 * taken:.1f} ms a batch"]]
 
 
 def main() -> None:
     parser = datasets.Parser(__doc__)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), default=64, metavar="PX", help="default: 64")
-    parser.add_argument("--batch-size", type=datasets.in_range(int, 3), default=64, metavar="N", help="default: 64")
+    parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), default=64, metavar="PX",
+                        help="default: 64")
+    parser.add_argument("--batch-size", type=datasets.in_range(int, 3), default=64, metavar="N",
+                        help="default: 64")
     parser.add_argument("--steps", type=datasets.in_range(int, 1), default=20, metavar="N",
                         help=f"training steps a round, of {ROUNDS + 1} rounds (default: 20)")
     parser.add_argument("--rows", type=datasets.in_range(int, 0), default=523051, metavar="N",
@@ -304,23 +341,26 @@ def main() -> None:
         try:
             import scipy.io  # noqa: F401
         except ImportError:
-            raise datasets.DataError("IMDB-WIKI's labels need scipy: pip install scipy, or --rows 0") from None
-    device = evaluate.pick_device(args.device)
+            told = "IMDB-WIKI's labels need scipy: pip install scipy, or --rows 0"
+            raise datasets.DataError(told) from None
+    device = models.pick_device(args.device)
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     torch.manual_seed(0)
-    precision = "bfloat16" if train.half_precision(device) else "float32"
+    precision = str(models.fast_precision(device)).removeprefix("torch.")
     print(f"{CORES} CPU cores ({platform.machine()}){gpu}; torch {torch.__version__}, {precision} training; "
-          f"{args.image_size} px, batches of {args.batch_size}; {shlex.join(['python', *sys.argv])}\n", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # so that the temporary folder goes even then
+          f"{args.image_size} px, batches of {args.batch_size}; {shlex.join(['python', *sys.argv])}\n",
+          flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that the temporary folder goes even then
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        datasets.build_once(scratch / "sample", draw)
-        rows = training(args, device, scratch / "sample", scratch) + evaluation(args, device, scratch / "sample")
-        rows += starting(args, scratch / "sample", scratch)
+        sample = scratch / "sample"
+        datasets.build_once(sample, draw)
+        rows = training(args, device, sample, scratch) + evaluation(args, device, sample)
+        rows += starting(args, sample, scratch)
         rows += labels(args, scratch) if args.rows else []
         rows += flat_memory(args, scratch)
     print(evaluate.table(["", "measured", "ratio, remarks"], rows))
 
 
 if __name__ == "__main__":
-    datasets.script(main, models.CheckpointError, torch.OutOfMemoryError)
+    datasets.script(main)

@@ -21,10 +21,12 @@ import datasets  # noqa: E402
 import model as models  # noqa: E402
 
 
-def run(script: str, *args, cwd: Path, status: int = 0, launcher: tuple = (), **options) -> subprocess.CompletedProcess:
-    """Run a script of the project in `cwd`; its exit status must be `status`, and if that is 2, stderr must be one line.
+def run(script: str, *args, cwd: Path, status: int = 0, launcher: tuple = (),
+        **options) -> subprocess.CompletedProcess:
+    """Run a script of the project in `cwd`; it must end with `status`, with 2 after one line on stderr.
 
-    In this process, which saves the seconds that importing torch takes; with a launcher or options of subprocess.run, in one of its own.
+    In this process, which saves the seconds that importing torch takes; with a launcher or options of
+    subprocess.run, in one of its own.
     """
     args = list(map(str, args))
     if launcher or options:
@@ -33,12 +35,13 @@ def run(script: str, *args, cwd: Path, status: int = 0, launcher: tuple = (), **
     else:
         out, err = io.StringIO(), io.StringIO()
         module = importlib.import_module(script.removesuffix(".py"))
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out),
+              contextlib.redirect_stderr(err)):
             patch.setattr(sys, "argv", [script, *args])
             patch.chdir(cwd)
             with pytest.raises(SystemExit) as ended:
                 datasets.script(module.main, models.CheckpointError)
-        done = subprocess.CompletedProcess([script, *args], ended.value.code or 0, out.getvalue(), err.getvalue())
+        done = subprocess.CompletedProcess(args, ended.value.code or 0, out.getvalue(), err.getvalue())
     assert done.returncode == status, f"{done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     if status == 2:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -47,7 +50,7 @@ def run(script: str, *args, cwd: Path, status: int = 0, launcher: tuple = (), **
 
 
 def figures(log: Path) -> list[str]:
-    """A log's lines without their times and without what differs between runs of the same settings: the figures."""
+    """A log's figures: lines that are the same for runs of the same settings, without their times."""
     texts = [re.sub(r"^\[.*?\] ", "", line) for line in log.read_text().splitlines()]
     return [text for text in texts if re.match(r"lr :|Train epoch| {10}|\[Valid\]|----", text)]
 
@@ -55,7 +58,8 @@ def figures(log: Path) -> list[str]:
 def picture(path: Path, seed: int = 0, size: tuple = (20, 20)) -> Path:
     """A small JPEG or PNG of noise at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
+    noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(noise).save(path)
     return path
 
 
@@ -69,7 +73,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(work) -> Path:
-    """The log of a run of all three tasks on the sample, two epochs; its checkpoints lie under work/checkpoints."""
+    """The log of a run of all three tasks on the sample, two epochs; work/checkpoints has what it saved."""
     run("train.py", "--data", "sample", "--epochs", 2, cwd=work, env=None)
     (log,) = (work / "logs").glob("*.txt")
     return log

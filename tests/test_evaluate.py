@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -15,7 +16,6 @@ import datasets
 import evaluate
 import model as models
 from conftest import ROOT, picture, run
-from datasets import DataError
 from evaluate import Predictions
 
 # the log in the document that this project implements
@@ -43,49 +43,75 @@ SEED_LOG = """\
 
 def faces(**labels):
     count = len(next(iter(labels.values())))
-    return datasets.make_faces("made valid", None, [f"{i}.jpg" for i in range(count)], **labels)
+    return datasets.new_faces(Path(), [f"{i}.jpg" for i in range(count)], **labels)
+
+
+def the_best(work):
+    """The best.pth of the only run, and what is in it."""
+    (best,) = work.glob("checkpoints/*/best.pth")
+    return best, torch.load(best, weights_only=True)
+
+
+def write_table(file, *rows):
+    with open(file, "w", newline="") as table:
+        csv.writer(table).writerows(rows)
+
+
+def read_table(file):
+    with open(file, newline="") as table:
+        return list(csv.DictReader(table))
 
 
 # ---- metrics
 
 def test_metrics_by_hand():
-    sets = [faces(age=[10, 25, np.nan, 29], stdv=[2, np.nan, 1, 4], gender=[0, 1, 1, -1]), faces(emotion=[0, 0, 6])]
-    guesses = [Predictions(age=np.array([12.0, 20, 99, 30]), gender=np.array([0, 0, 1, 1])), Predictions(emotion=np.array([0, 3, 6]))]
-    metrics = evaluate.score(sets, guesses)
+    table = datasets.join([faces(age=[10, 25, np.nan, 29], spread=[2, np.nan, 1, 4], gender=[0, 1, 1, -1]),
+                           faces(emotion=[0, 0, 6])])
+    metrics = evaluate.score(table, Predictions({
+        "age": np.array([12.0, 20, 99, 30, 0, 0, 0]), "gender": np.array([0, 0, 1, 1, 0, 0, 0]),
+        "emotion": np.array([0, 0, 0, 0, 0, 3, 6])}))
     assert metrics["age_mae"] == pytest.approx((2 + 5 + 1) / 3)
     assert metrics["mae_by_decade"] == {10: (1, 2.0), 20: (2, 3.0)}
     assert metrics["chalearn_error"] == pytest.approx(((1 - np.exp(-0.5)) + (1 - np.exp(-1 / 32))) / 2)
-    assert metrics["gender_acc"] == pytest.approx(200 / 3) and metrics["gender_confusion"].tolist() == [[1, 0], [1, 1]]
-    assert metrics["emotion_acc"] == pytest.approx(200 / 3)
-    assert metrics["emotion_confusion"][0].tolist() == [1, 0, 0, 1, 0, 0, 0] and metrics["emotion_confusion"].sum() == 3
+    assert metrics["gender_acc"] == metrics["emotion_acc"] == pytest.approx(200 / 3)
+    assert metrics["gender_confusion"].tolist() == [[1, 0], [1, 1]]
+    assert metrics["emotion_confusion"][0].tolist() == [1, 0, 0, 1, 0, 0, 0]
+    assert metrics["emotion_confusion"].sum() == 3
     text = evaluate.report(metrics)
     assert f"age mae: {metrics['age_mae']}" in text and "chalearn error" in text
     assert re.search(r"\| angry +\| +2 \| +50.0 \|", text) and re.search(r"\| disgust +\| +0 \| +- \|", text)
 
 
 def test_chalearn_error_where_all_guessed_the_same_age():
-    assert evaluate.score([faces(age=[20, 20], stdv=[0, 0])], [Predictions(age=np.array([20.0, 21]))])["chalearn_error"] == 0.5
+    metrics = evaluate.score(faces(age=[20, 20], spread=[0, 0]), Predictions({"age": np.array([20.0, 21])}))
+    assert metrics["chalearn_error"] == 0.5
+
+
+def test_what_was_not_predicted_or_has_no_label_is_not_measured():
+    predictions = Predictions({"age": np.array([20.0]), "gender": np.array([1])})
+    assert set(evaluate.score(faces(age=[20], emotion=[3]), predictions)) == {"age_mae", "mae_by_decade"}
 
 
 def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypatch):
     torch.manual_seed(0)
     network = models.FaceNet().eval()
     rng = np.random.default_rng(0)
-    sets = [faces(age=np.arange(70) % 50), faces(gender=np.arange(33) % 2)]
-    for each in sets:
-        each.pixels = rng.integers(0, 255, (len(each), 16, 16, 3), np.uint8)
+    table = datasets.join([faces(age=np.arange(70) % 50), faces(gender=np.arange(33) % 2)])
+    for part, count in zip(table.parts, (70, 33)):
+        part.pixels = rng.integers(0, 255, (count, 16, 16, 3), np.uint8)
     cpu = torch.device("cpu")
-    whole = evaluate.predict(network, sets, 16, ("age", "gender"), cpu)
+    whole = evaluate.predict(network, table, 16, ("age", "gender"), cpu)
+    assert {task: len(values) for task, values in whole.values.items()} == {"age": 103, "gender": 103}
     sums = []
     monkeypatch.setattr(evaluate.dist, "all_reduce", lambda results: sums.append(results.clone()))
     for rank in range(2):
-        evaluate.predict(network, sets, 16, ("age", "gender"), cpu, rank=rank, world=2)
-    both = sums[0] + sums[1]
-    assert ((sums[0][:, 0] == 0) != (sums[1][:, 0] == 0)).all()
-    np.testing.assert_array_equal(both[:70, 0].numpy(), whole[0].age)
-    np.testing.assert_array_equal(both[70:, 2].numpy(), whole[1].gender)
-    mirrored = evaluate.predict(network, sets, 16, ("age",), cpu, tta=True)
-    assert (mirrored[0].age != whole[0].age).any()
+        evaluate.predict(network, table, 16, ("age", "gender"), cpu, share=datasets.Share(rank, 2))
+    ages, genders = (sum(results[:, place, 0] for results in sums).numpy() for place in (0, 1))
+    assert ((sums[0][:, 0, 0] == 0) != (sums[1][:, 0, 0] == 0)).all()
+    np.testing.assert_array_equal(ages, whole.values["age"])
+    np.testing.assert_array_equal(genders, whole.values["gender"])
+    mirrored = evaluate.predict(network, table, 16, ("age",), cpu, tta=True)
+    assert (mirrored.values["age"] != whole.values["age"]).any()
 
 
 # ---- logs
@@ -93,18 +119,25 @@ def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypa
 def test_seed_log_reads_back_and_is_written_to_the_letter(tmp_path):
     (tmp_path / "seed.txt").write_text(SEED_LOG)
     command, (epoch,) = evaluate.read_log(tmp_path / "seed.txt")
-    assert command == "" and epoch["epoch"] == 12 and epoch["lr"] == 0.01 and epoch["age_loss"] == 4.351883343876301
-    assert epoch["age_mae"] == 12.487859796083074 and epoch["val_gender_acc"] == 87.21448467116502 and epoch["val_emotion_acc"] == 0
+    assert command == "" and epoch["epoch"] == 12 and epoch["lr"] == 0.01
+    assert epoch["age_loss"] == 4.351883343876301 and epoch["age_mae"] == 12.487859796083074
+    assert epoch["val_gender_acc"] == 87.21448467116502 and epoch["val_emotion_acc"] == 0
     measured = {name: value for name, value in epoch.items() if value}
     stamps = re.findall(r"^\[.*?\] ", SEED_LOG, re.MULTILINE)
-    assert "".join(f"{stamp}{line}\n" for stamp, line in zip(stamps, evaluate.epoch_lines(measured), strict=True)) == SEED_LOG
-    assert re.search(r"\| ResNet-18-Age-Gender +\| +12.49 \| +87.21 \| +\| +\| +0.01 \|", evaluate.results_table(tmp_path))
+    lines = zip(stamps, evaluate.epoch_lines(measured), strict=True)
+    assert "".join(f"{stamp}{line}\n" for stamp, line in lines) == SEED_LOG
+    row = r"\| ResNet-18-Age-Gender +\| +12.49 \| +87.21 \| +\| +\| +0.01 \|"
+    assert re.search(row, evaluate.results_table(tmp_path))
 
 
 def test_log_of_a_run_that_was_killed_and_resumed(tmp_path):
-    once = "".join(f"[01.01.2026 00:00:00] {line}\n" for line in evaluate.epoch_lines(
-        {"lr": 0.01, "epoch": 1, "emotion_loss": 1.0, "emotion_acc": 40.0, "val_emotion_loss": 1.5, "val_emotion_acc": 50.0}))
-    (tmp_path / "a.txt").write_text(once[:len(once) // 2] + "\n" + once.replace("50.0", "51.0") + once.replace("50.0", "52.0") + once[:90])
+    figures = {"lr": 0.01, "epoch": 1, "emotion_loss": 1.0, "emotion_acc": 40.0, "val_emotion_loss": 1.5}
+
+    def block(accuracy):
+        lines = evaluate.epoch_lines({**figures, "val_emotion_acc": accuracy})
+        return "".join(f"[01.01.2026 00:00:00] {line}\n" for line in lines)
+    once = block(50.0)
+    (tmp_path / "a.txt").write_text(once[:len(once) // 2] + "\n" + block(51.0) + block(52.0) + once[:90])
     _, epochs = evaluate.read_log(tmp_path / "a.txt")
     assert [epoch["val_emotion_acc"] for epoch in epochs] == [52.0]
 
@@ -115,18 +148,24 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
         for i, values in enumerate(epochs, 1):
             lines += evaluate.epoch_lines({"lr": 0.01, "epoch": i, **values})
         (tmp_path / name).write_text("".join(f"[01.01.2026 00:00:00] {line}\n" for line in lines))
-    log("1.txt", "train.py --data data --split imdb-wiki --weights 1 1 0 --lr 0.03", {"age_mae": 6.0, "val_gender_acc": 90.0})
-    log("2.txt", "train.py --data data --split cvpr2016 fer2013 --weights 1 0.1 1 --pretrained a/best.pth --lr 0.01",
-        {"age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0}, {"age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
-    log("3.txt", "train.py --data sample --split fer2013 --weights 0 0 1 --lr 0.02", {"val_emotion_acc": 60.0}, {"val_emotion_acc": 70.123})
+    log("1.txt", "train.py --data data --split imdb-wiki --weights 1 1 0 --lr 0.03",
+        {"age_mae": 6.0, "val_gender_acc": 90.0})
+    log("2.txt", "train.py --data data --split cvpr2016 fer2013 --weights 1 0.1 1 --pretrained a/best.pth "
+        "--lr 0.01",
+        {"age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0},
+        {"age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
+    log("3.txt", "train.py --data sample --split fer2013 --weights 0 0 1 --lr 0.02",
+        {"val_emotion_acc": 60.0}, {"val_emotion_acc": 70.123})
     log("4.txt", "train.py --data data")
     done = run("evaluate.py", "--logs", tmp_path, cwd=tmp_path)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
     assert rows[0] == ["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"]
-    assert [row[0] for row in rows[2:7]] == [f"ResNet-18-{name} (seed)" for name in ("Age-Gender-Emotion", "Age-Gender-Emotion", "Age", "Gender", "Emotion")]
-    assert rows[7:] == [["ResNet-18-Age-Gender (imdb-wiki)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
-                        ["ResNet-18-Age-Gender-Emotion", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
-                        ["ResNet-18-Emotion (from scratch, drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
+    assert [row[0] for row in rows[2:7]] == [f"ResNet-18-{tasks} (seed)" for tasks in (
+        "Age-Gender-Emotion", "Age-Gender-Emotion", "Age", "Gender", "Emotion")]
+    assert rows[7:] == [
+        ["ResNet-18-Age-Gender (imdb-wiki)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
+        ["ResNet-18-Age-Gender-Emotion", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
+        ["ResNet-18-Emotion (from scratch, drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
     assert "4.txt: no finished epoch" in done.stderr
     assert "no logs" in run("evaluate.py", "--logs", tmp_path / "nowhere", cwd=tmp_path, status=2).stderr
 
@@ -135,30 +174,32 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
 
 @pytest.mark.parametrize("split", ["cvpr2016", "fer2013"])
 def test_figures_equal_the_logs_to_the_last_digit_and_predictions_score_the_same(trained, work, split):
-    best = trained.read_text().count("Train epoch")
-    assert best == 2
-    text = run("evaluate.py", "--data", "sample", "--split", split, "--save-predictions", "p.csv", cwd=work).stdout
+    assert trained.read_text().count("Train epoch") == 2
+    judge = ("evaluate.py", "--data", "sample", "--split", split)
+    text = run(*judge, "--save-predictions", "p.csv", cwd=work).stdout
     epoch = int(re.search(r"best.pth: .*; epoch (\d)", text)[1])
     logged = evaluate.read_log(trained)[1][epoch - 1]
     shown = {name: float(value) for name, value in re.findall(r"^([\w ]+): ([\d.]+)$", text, re.MULTILINE)}
-    names = {"cvpr2016": ("age_mae", "gender_acc", "gender_loss", "age_loss"), "fer2013": ("emotion_acc", "emotion_loss")}[split]
+    names = {"cvpr2016": ("age_mae", "gender_acc", "gender_loss", "age_loss"),
+             "fer2013": ("emotion_acc", "emotion_loss")}[split]
     for name in names:
-        assert shown[name.replace("age_mae", "age mae")] == logged[name if name == "age_mae" else f"val_{name}"], name
-    scored = run("evaluate.py", "--data", "sample", "--split", split, "--predictions", "p.csv", cwd=work).stdout
+        logged_as = name if name == "age_mae" else f"val_{name}"
+        assert shown[name.replace("age_mae", "age mae")] == logged[logged_as], name
+    scored = run(*judge, "--predictions", "p.csv", cwd=work).stdout
     same = [line for line in text.splitlines() if "_loss" not in line and "best.pth" not in line]
     assert scored.splitlines() == same
-    tta = run("evaluate.py", "--data", "sample", "--split", split, "--tta", cwd=work).stdout
-    assert "mean of image and mirror image (--tta)" in tta
+    assert "mean of image and mirror image (--tta)" in run(*judge, "--tta", cwd=work).stdout
 
 
 def test_predictions_missing_doubled_unknown_or_senseless(tmp_path, work):
-    (sets,) = datasets.load(work / "data/sample", "fer2013", "valid", ["emotion"], 48, work / "data/sample/.cache")
-    rows = [[str(i), name] for i, name in enumerate(np.array(datasets.EMOTIONS)[sets.emotion])]
+    root = work / "data/sample"
+    table = datasets.load(root, ["fer2013"], "valid", ["emotion"], 48, root / ".cache")
+    rows = [[str(i), name] for i, name in enumerate(np.array(datasets.EMOTIONS)[table.emotion])]
 
-    def scored(rows, header=("image", "emotion"), split="fer2013", status=2):
-        with open(tmp_path / "p.csv", "w", newline="") as table:
-            csv.writer(table).writerows([header, *rows])
-        return run("evaluate.py", "--data", "sample", "--split", split, "--predictions", tmp_path / "p.csv", cwd=work, status=status)
+    def scored(rows, header=("image", "emotion"), status=2):
+        write_table(tmp_path / "p.csv", header, *rows)
+        return run("evaluate.py", "--data", "sample", "--split", "fer2013",
+                   "--predictions", tmp_path / "p.csv", cwd=work, status=status)
     assert "emotion_acc: 100.0" in scored(rows, status=0).stdout
     assert "1 missing: 3" in scored(rows[:3] + rows[4:]).stderr
     assert "1 doubled: 7" in scored(rows + [rows[7]]).stderr
@@ -166,15 +207,18 @@ def test_predictions_missing_doubled_unknown_or_senseless(tmp_path, work):
     assert "line 2: emotion is 'glad'" in scored([["0", "glad"]] + rows[1:]).stderr
     assert "line 2: emotion is '7'" in scored([["0", "7"]] + rows[1:]).stderr
     assert "no column age, gender or emotion" in scored(rows, ("image", "mood")).stderr
-    assert "unknown or doubled column face" in scored([row + ["1"] for row in rows], ("image", "emotion", "face")).stderr
+    twice = scored([["x.png", *row] for row in rows], ("image", "image", "emotion"))
+    assert "unknown or doubled column image" in twice.stderr
+    more = scored([["x.png", *row] for row in rows], ("face", "image", "emotion"), status=0)
+    assert "emotion_acc: 100.0" in more.stdout              # other columns are passed over
 
 
 def test_predictions_of_one_task_need_only_its_images(work, tmp_path):
-    with open(work / "data/sample/cvpr2016/age/valid_gt.csv") as table:
-        rows = [(f"age/valid/{row['image']}", float(row["mean"]) + 2) for row in csv.DictReader(table)]
-    with open(tmp_path / "p.csv", "w", newline="") as table:
-        csv.writer(table).writerows([("image", "age"), *rows])
-    text = run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--predictions", tmp_path / "p.csv", cwd=work).stdout
+    truth = read_table(work / "data/sample/cvpr2016/age/valid_gt.csv")
+    rows = [(f"age/valid/{row['image']}", float(row["mean"]) + 2) for row in truth]
+    write_table(tmp_path / "p.csv", ("image", "age"), *rows)
+    text = run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--predictions", tmp_path / "p.csv",
+               cwd=work).stdout
     assert "age mae: 2.0\n" in text and "gender_acc" not in text
 
 
@@ -185,39 +229,42 @@ def test_pictures(trained, work, tmp_path):
     picture(tmp_path / "faces/deeper/b.png", 1, (50, 30))
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", cwd=work)
-    assert len(re.findall(r"[ab]\.(jpg|png): age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", done.stdout)) == 2
+    told = r"[ab]\.(jpg|png): age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %"
+    assert len(re.findall(told, done.stdout)) == 2
     assert "the whole picture is taken as the face's crop" in done.stdout
     assert "trained on drawn faces" in done.stdout
-    with open(tmp_path / "p.csv") as table:
-        rows = list(csv.DictReader(table))
-    assert [row["image"] for row in rows] == [str(tmp_path / "faces/a.jpg"), str(tmp_path / "faces/deeper/b.png")]
-    assert list(rows[0]) == ["image", "age", "gender", "gender_probability", "emotion", "emotion_probability"]
-    done = run("evaluate.py", "-", cwd=work, status=1, input=f"{tmp_path}/broken.jpg\n{tmp_path}/faces/a.jpg\n")
-    assert "broken.jpg: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr and "a.jpg: age" in done.stdout
+    rows = read_table(tmp_path / "p.csv")
+    assert [row["image"] for row in rows] == [f"{tmp_path}/faces/a.jpg", f"{tmp_path}/faces/deeper/b.png"]
+    assert ",".join(rows[0]) == "image,age,gender,gender_probability,emotion,emotion_probability"
+    names = f"{tmp_path}/broken.jpg\n{tmp_path}/faces/a.jpg\n"
+    done = run("evaluate.py", "-", cwd=work, status=1, input=names)
+    assert "broken.jpg: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr
+    assert "a.jpg: age" in done.stdout
 
 
 def test_pictures_until_the_disk_is_full(trained, work, tmp_path, monkeypatch):
     for i in range(3):
         picture(tmp_path / f"faces/{i}.png", i)
-    monkeypatch.setattr(evaluate, "annotate", Mock(side_effect=[Image.new("RGB", (9, 9)), OSError(28, "No space left on device")]))
-    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work, status=2)
+    monkeypatch.setattr(evaluate, "annotate", Mock(side_effect=[
+        Image.new("RGB", (9, 9)), OSError(28, "No space left on device")]))
+    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out",
+               cwd=work, status=2)
     assert "No space left" in done.stderr
-    with open(tmp_path / "p.csv") as table:
-        assert len(list(csv.DictReader(table))) == 2
+    assert len(read_table(tmp_path / "p.csv")) == 2
 
 
 def test_a_picture_whose_name_is_not_utf8(trained, work, tmp_path):
     picture(tmp_path / "caf.png").rename(tmp_path / "caf\udce9.png")
-    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "-", "--csv", tmp_path / "p.csv"], cwd=work, input=os.fsencode(tmp_path) + b"/caf\xe9.png\n",
-                          capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    command = [sys.executable, ROOT / "evaluate.py", "-", "--csv", tmp_path / "p.csv"]
+    done = subprocess.run(command, cwd=work, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"},
+                          input=os.fsencode(tmp_path) + b"/caf\xe9.png\n")
     assert done.returncode == 0, done.stderr
     assert b"caf\xe9.png: age" in done.stdout and b"caf\xe9.png," in (tmp_path / "p.csv").read_bytes()
 
 
 def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
     run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--save-predictions", "q.csv", cwd=work)
-    with open(work / "q.csv") as table:
-        row = next(csv.DictReader(table))
+    row = read_table(work / "q.csv")[0]
     done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], cwd=work)
     assert f"age {float(row['age']):.1f} years, {row['gender']}" in done.stdout
 
@@ -232,30 +279,32 @@ def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
 
 def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeypatch):
     picture(tmp_path / "photo.png", 0, (300, 200))
+    detect = ("evaluate.py", tmp_path / "photo.png", "--detect")
     with pytest.MonkeyPatch.context() as patch:
         margins = []
         patch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70)])
         patch.setattr(evaluate, "widen", lambda box, image, margin: margins.append(margin) or image)
-        run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work)
-        run("evaluate.py", tmp_path / "photo.png", "--detect", "--margin", 0.25, cwd=work)
+        run(*detect, cwd=work)
+        run(*detect, "--margin", 0.25, cwd=work)
         run("evaluate.py", "--export", tmp_path / "own.pth", "--margin", 0.1, cwd=work)
-        run("evaluate.py", tmp_path / "photo.png", "--detect", "--checkpoint", tmp_path / "own.pth", cwd=work)
+        run(*detect, "--checkpoint", tmp_path / "own.pth", cwd=work)
         assert margins == [0.4, 0.25, 0.1]
     monkeypatch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70), (200, 50, 260, 110)])
-    done = run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work)
-    assert "photo.png at 10,20-60,70: age" in done.stdout and "photo.png at 200,50-260,110: age" in done.stdout
+    done = run(*detect, "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work)
+    for box in ("10,20-60,70", "200,50-260,110"):
+        assert f"photo.png at {box}: age" in done.stdout
     assert "the whole picture" not in done.stdout
-    with open(tmp_path / "p.csv") as rows:
-        assert [row["left"] for row in csv.DictReader(rows)] == ["10", "200"]
+    assert [row["left"] for row in read_table(tmp_path / "p.csv")] == ["10", "200"]
     Image.new("RGB", (4000, 4100)).save(tmp_path / "large.jpg")
     sizes = []
     monkeypatch.setattr(evaluate, "find_faces", lambda image: sizes.append(image.size) or [])
     run("evaluate.py", tmp_path / "large.jpg", "--detect", cwd=work)
-    assert sizes == [(4000, 4100)]                              # boxes are told in the file's pixels
+    assert sizes[-1] == (4000, 4100)                        # boxes are told in the file's pixels
     image = Image.open(tmp_path / "photo.png")
     crop = evaluate.widen((10, 20, 60, 70), image, 0.4)
     assert crop.size == (90, 90)
-    np.testing.assert_array_equal(np.asarray(crop)[:, 10:], np.asarray(image)[:90, :80])        # 20 beside the face, 10 of them outside
+    # 20 beside the face, 10 of them outside
+    np.testing.assert_array_equal(np.asarray(crop)[:, 10:], np.asarray(image)[:90, :80])
     np.testing.assert_array_equal(np.asarray(crop)[:, 0], np.asarray(image)[:90, 0])
 
 
@@ -263,7 +312,9 @@ def test_detect_without_opencv_says_how_to_install_it(trained, work, tmp_path, m
     picture(tmp_path / "photo.png")
     monkeypatch.setitem(sys.modules, "cv2", None)
     (tmp_path / "p.csv").write_text("of an earlier run")
-    assert "pip install 'opencv-python-headless" in run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", cwd=work, status=2).stderr
+    done = run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", cwd=work,
+               status=2)
+    assert "pip install 'opencv-python-headless" in done.stderr
     assert (tmp_path / "p.csv").read_text() == "of an earlier run"
 
 
@@ -272,7 +323,8 @@ def test_detect_finds_no_face_in_noise(trained, work, tmp_path):
     if not hasattr(cv2, "CascadeClassifier"):
         pytest.skip("OpenCV without cascades")
     picture(tmp_path / "photo.png", 0, (100, 100))
-    assert "photo.png: no face found" in run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work).stdout
+    done = run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work)
+    assert "photo.png: no face found" in done.stdout
 
 
 # ---- weights for giving on
@@ -281,66 +333,84 @@ def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_p
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work)
     assert "MB, for crops with 40 % of the face on each side" in done.stdout
     content = torch.load(tmp_path / "own.pth", weights_only=True)
-    assert set(content) == {"model", "margin", "drawn", "image_size", "tasks", "mean", "std", "ages", "genders", "emotions"}
+    assert set(content) == {"model", "margin", "drawn", "image_size", "tasks", "mean", "std", "ages",
+                            "genders", "emotions"}
     assert (tmp_path / "own.pth").stat().st_size < 25e6
     figures = []
-    for checkpoint in (tmp_path / "own.pth", next((work / "checkpoints").glob("*/best.pth"))):
-        text = run("evaluate.py", "--split", "cvpr2016", "--data", "sample", "--checkpoint", checkpoint, cwd=work).stdout
+    for checkpoint in (tmp_path / "own.pth", the_best(work)[0]):
+        text = run("evaluate.py", "--split", "cvpr2016", "--data", "sample", "--checkpoint", checkpoint,
+                   cwd=work).stdout
         figures.append(float(re.search(r"age mae: ([\d.]+)", text)[1]))
     assert figures[0] == pytest.approx(figures[1], abs=0.02)
     # they serve where there is no run of one's own, and to begin a run with
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "own.pth")
     done = run("evaluate.py", "a.jpg", cwd=tmp_path)
-    assert "no run of your own in checkpoints/: these are the weights that come with the project" in done.stdout and "a.jpg: age" in done.stdout
-    assert "drawn faces" in done.stdout                     # it was trained on the sample, and still says so
-    assert "no run's best.pth in gone/" in run("evaluate.py", "a.jpg", "--checkpoints", "gone", cwd=tmp_path, status=2).stderr
-    assert "own.pth is there already" in run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work, status=2).stderr
-    assert "132 of the model's 132 tensors loaded" in models.load_weights(models.FaceNet(), tmp_path / "own.pth")
+    for told in ("no run of your own in checkpoints/: these are the weights that come with the project",
+                 "a.jpg: age", "drawn faces"):              # it was trained on the sample, and still says so
+        assert told in done.stdout
+    done = run("evaluate.py", "a.jpg", "--checkpoints", "gone", cwd=tmp_path, status=2)
+    assert "no run's best.pth in gone/" in done.stderr
+    done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work, status=2)
+    assert "own.pth is there already" in done.stderr
+    line = models.load_weights(models.FaceNet(), tmp_path / "own.pth")
+    assert "132 of the model's 132 tensors loaded" in line
 
 
 def test_weights_that_half_precision_cannot_hold_are_not_written(trained, work, tmp_path):
-    content = torch.load(next((work / "checkpoints").glob("*/best.pth")), weights_only=True)
+    _, content = the_best(work)
     content["model"]["conv1.weight"][0] = 1e6
     torch.save(content, tmp_path / "c.pth")
-    assert "conv1.weight holds values" in run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--export", tmp_path / "e.pth", cwd=work, status=2).stderr
+    done = run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--export", tmp_path / "e.pth", cwd=work,
+               status=2)
+    assert "conv1.weight holds values" in done.stderr
     assert not (tmp_path / "e.pth").exists()
 
 
 def test_shipped_weights(tmp_path):
     assert evaluate.SHIPPED.stat().st_size < 25e6
-    model, size, tasks, _ = evaluate.open_checkpoint(evaluate.SHIPPED)
-    assert tasks == list(datasets.TASKS)
+    _, content = models.open_checkpoint(evaluate.SHIPPED)
+    assert content["tasks"] == list(datasets.TASKS)
     _, epochs = evaluate.read_log(ROOT / "logs" / f"{evaluate.SHIPPED.stem}.txt")
     assert len(epochs) > 1
     picture(tmp_path / "a.jpg")
-    assert re.search(r"a.jpg: age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", run("evaluate.py", "a.jpg", cwd=tmp_path).stdout)
+    text = run("evaluate.py", "a.jpg", cwd=tmp_path).stdout
+    assert re.search(r"a.jpg: age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", text)
 
 
 # ---- plots
 
 def test_plots(trained, work, tmp_path, monkeypatch):
-    for i, arguments in enumerate((["--split", "cvpr2016", "--data", "sample"], ["--split", "fer2013", "--data", "sample"], ["--logs", "logs"])):
-        run("evaluate.py", *arguments, "--plot", tmp_path / f"{i}.png", cwd=work)
+    judge = ("evaluate.py", "--data", "sample", "--split", "fer2013")
+    logs = ("evaluate.py", "--logs", "logs")
+    for i, command in enumerate((("evaluate.py", "--data", "sample", "--split", "cvpr2016"), judge, logs)):
+        run(*command, "--plot", tmp_path / f"{i}.png", cwd=work)
         assert min(Image.open(tmp_path / f"{i}.png").size) > 500
-    assert "can't be written" in run("evaluate.py", "--logs", "logs", "--plot", tmp_path / "a.what", cwd=work, status=2).stderr
-    judge = ("evaluate.py", "--split", "fer2013", "--data", "sample", "--save-predictions", tmp_path / "p.csv", "--plot")
-    assert "what is no kind of plot" in run(*judge, tmp_path / "a.what", cwd=work, status=2).stderr
+    unlike = tmp_path / "a.what"
+    assert "what is no kind of plot" in run(*logs, "--plot", unlike, cwd=work, status=2).stderr
+    judge += ("--save-predictions", tmp_path / "p.csv")
+    assert "what is no kind of plot" in run(*judge, "--plot", unlike, cwd=work, status=2).stderr
     assert len(list(tmp_path.iterdir())) == 3
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install matplotlib" in run(*judge, tmp_path / "b.png", cwd=work, status=2).stderr
-    assert "pip install matplotlib" in run("evaluate.py", "--logs", "logs", "--plot", tmp_path / "b.png", cwd=work, status=2).stderr
+    for command in (judge, logs):
+        done = run(*command, "--plot", tmp_path / "b.png", cwd=work, status=2)
+        assert "pip install matplotlib" in done.stderr
 
 
 # ---- mistakes
 
 @pytest.mark.parametrize("arguments, expected", [
-    ([], "expected one of"), (["--split", "cvpr2016", "x.jpg"], "expected one of"), (["--split", "lfw"], "invalid choice"),
-    (["--split", "fer2013", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"), (["--split", "fer2013"], "no run's best.pth"),
+    ([], "expected one of"), (["--split", "cvpr2016", "x.jpg"], "expected one of"),
+    (["--split", "lfw"], "invalid choice"), (["--split", "fer2013"], "no run's best.pth"),
+    (["--split", "fer2013", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"),
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "no file p.csv"),
-    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"), (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"), (["x.jpg", "--plot", "p.png"], "--plot with"),
-    (["x.jpg", "--margin", 0.1], "--margin goes with"), (["x.jpg", "--detect", "--margin", 3], "out of range"), (["--export", "gone/p.pth"], "its folder is not there"), (["--export", "p.pth", "--tta"], "--tta goes with"),
+    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"),
+    (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"),
+    (["x.jpg", "--plot", "p.png"], "--plot with"), (["x.jpg", "--margin", 0.1], "--margin goes with"),
+    (["x.jpg", "--detect", "--margin", 3], "out of range"),
+    (["--export", "gone/p.pth"], "its folder is not there"),
+    (["--export", "p.pth", "--tta"], "--tta goes with"),
 ])
 def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "not there")
@@ -350,24 +420,28 @@ def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
 
 
 def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
-    (best,) = (work / "checkpoints").glob("*/best.pth")
-    content = torch.load(best, weights_only=True)
-    for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"), ({"image_size": 10**9}, "an image size of"),
-                             ({"model": {"x": torch.zeros(1)}}, "not this network's"), ({"tasks": []}, "for tasks"), ({"margin": "wide"}, "a margin of"), ({"tasks": [["age"]]}, "for tasks")):
+    _, content = the_best(work)
+    for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"),
+                             ({"image_size": 10**9}, "an image size of"),
+                             ({"model": {"x": torch.zeros(1)}}, "not this network's"),
+                             ({"tasks": []}, "for tasks"), ({"tasks": [["age"]]}, "for tasks")):
         torch.save(content | change, tmp_path / "c.pth")
         with pytest.raises(models.CheckpointError, match=expected):
-            evaluate.open_checkpoint(tmp_path / "c.pth")
+            models.open_checkpoint(tmp_path / "c.pth")
     torch.save(models.FaceNet().state_dict(), tmp_path / "c.pth")
     with pytest.raises(models.CheckpointError, match="not a checkpoint of this project.*--pretrained"):
-        evaluate.open_checkpoint(tmp_path / "c.pth")
-    torch.save(content | {"tasks": ["age"]}, tmp_path / "c.pth")
-    assert "trained for age" in run("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth", cwd=work, status=2).stderr
+        models.open_checkpoint(tmp_path / "c.pth")
+    judge = ("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth")
+    for change, expected in (({"tasks": ["age"]}, "trained for age"), ({"margin": "wide"}, "a margin of")):
+        torch.save(content | change, tmp_path / "c.pth")
+        assert expected in run(*judge, cwd=work, status=2).stderr
 
 
 def test_a_reader_that_has_read_enough_is_no_error(work):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--logs", ROOT / "logs"], cwd=work, stdout=writing, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--logs", ROOT / "logs"], cwd=work,
+                          stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert done.returncode == 141 and not done.stderr
 

@@ -1,7 +1,10 @@
-"""The network, its losses, and loading weights of anybody's."""
+"""The network, its input, its losses, and loading weights of anybody's."""
 import math
+import os
 import pickle
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -18,22 +21,31 @@ def network():
 
 
 def labels(age=(), gender=(), emotion=()):
-    return datasets.Labels(torch.tensor(age), torch.tensor(gender), torch.tensor(emotion))
+    return datasets.Labels(torch.tensor(age), torch.full((len(age),), math.nan), torch.tensor(gender),
+                           torch.tensor(emotion))
 
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- the network
 
 def test_three_heads_and_only_those_asked_for(network):
     images = torch.zeros(2, 3, 64, 64)
-    assert {task: logits.shape for task, logits in network(images).items()} == {"age": (2, 101), "gender": (2, 2), "emotion": (2, 7)}
+    assert {task: logits.shape for task, logits in network(images).items()} == {
+        "age": (2, 101), "gender": (2, 2), "emotion": (2, 7)}
     assert list(network(images, ("gender",))) == ["gender"]
 
 
 def test_fused_network_is_the_same_function(network):
     network.train()
     with torch.no_grad():
-        network(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)))      # statistics of its own
-    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+        network(random(8, 3, 64, 64, seed=1))               # statistics of its own
+    images = random(4, 3, 64, 64, seed=2)
     fused = models.fuse(network)
-    assert network.training and not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    assert network.training
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
     network.eval()
     for ours, theirs in zip(network(images).values(), fused(images).values()):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -46,18 +58,78 @@ def test_expected_age():
     torch.testing.assert_close(models.expected_age(logits), torch.tensor([30.0, 30.0]))
 
 
+# ---- its input
+
+def channels(values):
+    return torch.tensor(values).view(3, 1, 1)
+
+
+def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does_and_erases_what_was_drawn():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (5, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    draws = torch.full((5, models.DRAWS), 0.5)
+    draws[:, :5] = torch.rand((5, 5), generator=generator)
+    turn, zoom = (2 * draws[:, 1] - 1) * math.pi / 18, 1.15 ** (2 * draws[:, 2] - 1)
+    flip = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
+    theta = torch.stack((flip * turn.cos() * zoom, -turn.sin() * zoom, 0.16 * (2 * draws[:, 3] - 1),
+                         flip * turn.sin() * zoom, turn.cos() * zoom, 0.16 * (2 * draws[:, 4] - 1)), 1)
+    grid = torch.nn.functional.affine_grid(theta.view(5, 2, 3), [5, 3, 64, 64], align_corners=False)
+    moved = torch.nn.functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border",
+                                            align_corners=False)
+    augmented = models.augment([images], 64, draws)
+    torch.testing.assert_close(augmented, models.normalise(moved), atol=1e-3, rtol=0)
+    # grey: all channels alike; a hole: a tenth of the side high and a quarter wide, in the middle
+    still = torch.full((5, models.DRAWS), 0.5)
+    still[:, 5] = 0
+    grey = models.augment([images], 64, still) * channels(models.STD) + channels(models.MEAN)
+    torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-4, rtol=0)
+    still[:, 8], still[:, 11] = 0, 0
+    hole = (models.augment([images], 64, still) == 0).all(1)[0]
+    rows, columns = hole.any(1).nonzero().ravel(), hole.any(0).nonzero().ravel()
+    # 64 times 0.45 to 0.55, and 0.375 to 0.625
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 35, 24, 39)
+
+
+def test_augment_without_chance_is_prepare():
+    rng = np.random.default_rng(0)
+    images = [torch.from_numpy(rng.integers(0, 255, shape, np.uint8))
+              for shape in ((2, 64, 64, 3), (3, 48, 48, 1))]
+    draws = torch.full((5, models.DRAWS), 0.5)
+    batch = models.augment(images, 64, draws)
+    expected = models.prepare(images, 64)
+    for inputs in (batch, expected):
+        assert inputs.shape == (5, 3, 64, 64) and inputs.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch, expected, atol=1e-3, rtol=0)
+    mirrored = models.augment(images, 64, torch.cat([torch.zeros(5, 1), draws[:, 1:]], 1))
+    torch.testing.assert_close(mirrored, expected.flip(3), atol=1e-3, rtol=0)
+    chance = torch.rand(5, models.DRAWS, generator=torch.Generator().manual_seed(0))
+    varied = models.augment(images, 64, chance)
+    assert torch.isfinite(varied).all() and (varied - expected).abs().mean() > 0.1
+
+
+def test_prepare_normalises_as_torchvision_does():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    expected = (image[0].permute(2, 0, 1) / 255 - channels(models.MEAN)) / channels(models.STD)
+    torch.testing.assert_close(models.prepare([image], 16)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+# ---- its losses
+
 def test_losses_are_of_logits_and_count_only_known_labels():
-    logits = {"age": torch.zeros(3, 101), "gender": torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 0.0]]), "emotion": torch.zeros(3, 7)}
+    logits = {"age": torch.zeros(3, 101), "gender": torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 0.0]]),
+              "emotion": torch.zeros(3, 7)}
     result = models.losses(logits, labels([50.0, math.nan, 20.0], [-1, 0, 1], [6, -1, -1]))
     # no knowledge: ln 101 and, where the expectation is 50 years, a tenth of the distance; of both the half
-    torch.testing.assert_close(result["age"], torch.tensor([math.log(101), 0, math.log(101) + 3.0]) / 2, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(result["gender"], torch.tensor([0, 0.05 * 20, math.log(2)]), atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(result["emotion"], torch.tensor([math.log(7), 0, 0]), atol=1e-4, rtol=1e-5)
+    for task, expected in (("age", [math.log(101) / 2, 0, (math.log(101) + 3.0) / 2]),
+                           ("gender", [0, 0.05 * 20, math.log(2)]), ("emotion", [math.log(7), 0, 0])):
+        torch.testing.assert_close(result[task], torch.tensor(expected), atol=1e-4, rtol=1e-5)
 
 
-def test_an_unknown_label_gives_no_gradient(network):
+def test_an_unknown_label_gives_no_gradient():
     logits = {task: torch.randn(2, classes, requires_grad=True) for task, classes in models.CLASSES.items()}
-    sum(loss.sum() for loss in models.losses(logits, labels([math.nan, 3.0], [-1, 1], [-1, 2])).values()).backward()
+    losses = models.losses(logits, labels([math.nan, 3.0], [-1, 1], [-1, 2]))
+    sum(loss.sum() for loss in losses.values()).backward()
     for values in logits.values():
         assert (values.grad[0] == 0).all() and (values.grad[1] != 0).any()
 
@@ -72,7 +144,9 @@ def test_torchvision_weights_with_and_without_prefix(tmp_path):
         line = load_weights(network, tmp_path / "a.pth")
         assert torch.equal(network.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
         assert torch.equal(network.bn1.running_mean, state["bn1.running_mean"])
-        assert "120 of the model's 132 tensors loaded; new: age.0, age.2, gender.0, gender.2, emotion.0, emotion.2" in line
+        assert ("120 of the model's 132 tensors loaded; "
+                "new: age.0, age.2, gender.0, gender.2, emotion.0, emotion.2; "
+                f"2 of the file's 122 tensors found no place: {prefix}fc.weight, {prefix}fc.bias") in line
 
 
 def test_weights_among_other_tensors_of_a_checkpoint(tmp_path):
@@ -80,27 +154,32 @@ def test_weights_among_other_tensors_of_a_checkpoint(tmp_path):
     optimizer = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
     theirs(torch.zeros(1, 3, 64, 64)).sum().backward()
     optimizer.step()
-    torch.save({"optimizer": optimizer.state_dict(), "best_acc1": torch.tensor(69.8), "arch": "resnet18", "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    torch.save({"optimizer": optimizer.state_dict(), "best_acc1": torch.tensor(69.8), "arch": "resnet18",
+                "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
     assert "120 of the model's 132 tensors loaded" in load_weights(FaceNet(), tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("ages", [101, 70])
-def test_age_gender_pred(tmp_path, ages):
+@pytest.mark.parametrize("ages, expected", [
+    (101, "128 of the model's 132 tensors loaded; new: emotion.0, emotion.2"),
+    (70, "126 of the model's 132 tensors loaded; new: age.2, emotion.0, emotion.2 "
+         "(its age head tells 70 ages, not 101)")])
+def test_age_gender_pred(tmp_path, ages, expected):
     state = {f"resNet.{name}": value for name, value in torchvision.models.resnet18().state_dict().items()}
     for name, out in (("fc1", 512), ("age_cls_pred", ages), ("fc2", 512), ("gen_cls_pred", 2)):
         state |= {f"{name}.weight": torch.randn(out, 512), f"{name}.bias": torch.randn(out)}
     torch.save({"epoch": 3, "state_dic": state, "optimizer": {"state": {}}}, tmp_path / "res18_cls70.pth")
     network = FaceNet()
     line = load_weights(network, tmp_path / "res18_cls70.pth")
-    assert torch.equal(network.gender[2].weight, state["gen_cls_pred.weight"]) and torch.equal(network.age[0].weight, state["fc1.weight"])
-    if ages == 101:
-        assert torch.equal(network.age[2].bias, state["age_cls_pred.bias"]) and line.endswith("128 of the model's 132 tensors loaded; new: emotion.0, emotion.2")
-    else:
-        assert "126 of the model's 132" in line and line.endswith("new: age.2, emotion.0, emotion.2 (its age head tells 70 ages, not 101)")
+    assert torch.equal(network.gender[2].weight, state["gen_cls_pred.weight"])
+    assert torch.equal(network.age[0].weight, state["fc1.weight"])
+    assert (ages == 101) == torch.equal(network.age[2].bias, state["age_cls_pred.bias"])
+    assert line.endswith(f"{expected}; 2 of the file's 130 tensors found no place: "
+                         "resNet.fc.weight, resNet.fc.bias")
 
 
 def test_half_precision_weights_of_our_own(tmp_path, network):
-    torch.save({"model": {name: value.half() for name, value in network.state_dict().items()}}, tmp_path / "a.pth")
+    halves = {name: value.half() for name, value in network.state_dict().items()}
+    torch.save({"model": halves}, tmp_path / "a.pth")
     other = FaceNet()
     assert load_weights(other, tmp_path / "a.pth").endswith("132 of the model's 132 tensors loaded")
     torch.testing.assert_close(other.age[2].weight, network.age[2].weight, atol=1e-3, rtol=1e-3)
@@ -122,11 +201,28 @@ def test_weights_that_are_refused(tmp_path, monkeypatch):
     (tmp_path / "evil2.pth").write_bytes(pickle.dumps(Evil()))
     torch.save([1, 2], "list.pth")
     torch.save({"epoch": 3}, "none.pth")
-    torch.save({"conv1.weight": torch.zeros(2, 2), "features.0.weight": torch.zeros(64, 3, 11, 11)}, "other.pth")
+    torch.save({"conv1.weight": torch.zeros(2, 2), "features.0.weight": torch.zeros(64, 3, 11, 11)},
+               "other.pth")
     torch.save({"conv1.weight": torch.full((64, 3, 7, 7), math.nan)}, "nan.pth")
-    for name, expected in (("missing", "no checkpoint"), ("truncated", "truncated"), ("empty", "truncated"), ("text", "refused"), ("evil", "refused"),
-                           ("evil2", "refused"), ("list", "expected a dict"), ("none", "none of its 0 tensors"), ("other", "none of its 2 tensors"),
-                           ("nan", "no numbers")):
+    for name, expected in (("missing", "no checkpoint"), ("truncated", "truncated"), ("empty", "truncated"),
+                           ("text", "refused"), ("evil", "refused"), ("evil2", "refused"),
+                           ("list", "expected a dict"), ("none", "none of its 0 tensors"),
+                           ("other", "none of its 2 tensors"), ("nan", "no numbers")):
         with pytest.raises(CheckpointError, match=expected):
             load_weights(FaceNet(), f"{name}.pth")
     assert not (tmp_path / "evil.txt").exists()
+
+
+def test_weights_of_a_deeper_network_are_refused(tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="of a deeper network, it has layer1.2"):
+        load_weights(FaceNet(), tmp_path / "a.pth")
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    models.write_checkpoint({"epoch": 1}, tmp_path / "last.pth")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(datasets.DataError, match="last.pth: can't be written .No space left"):
+        models.write_checkpoint({"epoch": 2}, tmp_path / "last.pth")
+    assert torch.load(tmp_path / "last.pth", weights_only=True) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
