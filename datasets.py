@@ -178,8 +178,8 @@ def check_usable(faces: Faces, tasks: Collection[str]) -> Faces:
 
 
 def pools(faces: Faces, samples: int | None = None) -> dict[tuple[int, ...], int]:
-    """What is drawn together: parts that share a task, directly or through others -> images that an epoch
-    draws of them.
+    """What is drawn together: parts that share a task,
+    directly or through others -> images that an epoch draws of them.
 
     That is `samples` or, without it, as many as there are, EPOCH_IMAGES at most.
     """
@@ -200,8 +200,8 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
 
     In a pool, the splits take turns, however large they are. What a split has too little of is shown again
     and again, in a new order each time, so that its images come up equally often. All chance comes from
-    `seed` and `epoch`, drawn for the whole step; a process takes its share of the step. `draws`: how many
-    random numbers an image gets.
+    `seed` and `epoch`, drawn for the whole step; a process takes its share of the step. `draws`:
+    how many random numbers an image gets.
     """
     rng = np.random.default_rng((seed, epoch))
     labelled = faces.labelled()
@@ -233,8 +233,8 @@ def labels_of(faces: Faces, rows: np.ndarray, device: torch.device) -> Labels:
 
 
 def to_device(faces: Faces, device: torch.device) -> list["np.ndarray | Images | torch.Tensor"]:
-    """Each part's pixels as `gather` takes them: on a GPU if all fit into half its free memory, else where
-    they are.
+    """Each part's pixels as `gather` takes them: on a GPU if all fit into half its free memory,
+    else where they are.
     """
     pixels = [part.pixels for part in faces.parts]
     size = sum(images.nbytes for images in pixels)
@@ -250,8 +250,8 @@ def to_device(faces: Faces, device: torch.device) -> list["np.ndarray | Images |
 
 
 def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -> list[torch.Tensor]:
-    """Images of `rows` (part after part) on the device: for each part that has some, (m, height, width,
-    channels) uint8.
+    """Images of `rows` (part after part) on the device: for each part that has some,
+    (m, height, width, channels) uint8.
     """
     images = []
     for number in np.unique(faces.part[rows]):
@@ -265,8 +265,8 @@ def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -
     return images
 
 
-def new_faces(folder: Path, files: Sequence[str] | np.ndarray, dropped: dict[str, Sequence[str]] | None = None,
-              **labels) -> Faces:
+def new_faces(folder: Path, files: Sequence[str] | np.ndarray,
+              dropped: dict[str, Sequence[str]] | None = None, **labels) -> Faces:
     """A table of one part; labels that are not given are unknown. Raises DataError."""
     text = np.dtypes.StringDType()              # a quarter of the memory of fixed-width text
     dropped = dropped or {}
@@ -300,8 +300,8 @@ def join(tables: list[Faces]) -> Faces:
 
 def read(root: Path, splits: Collection[str], subset: str, tasks: Collection[str], cache: Path,
          sources: "Sequence[Source] | None" = None) -> tuple[Faces, list[Missing]]:
-    """The faces of `splits` with their labels of `tasks`, not decoded, and a gap for each task whose set is
-    not there.
+    """The faces of `splits` with their labels of `tasks`, not decoded,
+    and a gap for each task whose set is not there.
 
     `sources`: the sets to look for, without it SOURCES.
 
@@ -355,8 +355,8 @@ def read_imdb_wiki(crop: str, root: Path, subset: str, cache: Path) -> Faces:
 
 @functools.lru_cache(maxsize=2)
 def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
-    """IMDB-WIKI's .mat as columns of one row a face: file, subset, age, gender, face_score,
-    second_face_score.
+    """IMDB-WIKI's .mat as columns of one row a face: file, subset, age, gender,
+    face_score, second_face_score.
 
     `mtime_ns` is the file's time, so that a changed file is read anew. Raises DataError.
     """
@@ -392,8 +392,8 @@ def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
 
 
 def completed_years(dob: np.ndarray, photo_taken: np.ndarray) -> np.ndarray:
-    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it; NaN where
-    that can't be told.
+    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it;
+    NaN where that can't be told.
 
     `dob` (n,) is MATLAB's serial date number: days since the year 0, 719529 on 1 January 1970.
     """
@@ -497,8 +497,8 @@ def read_fer2013_csv(table: Path, subset: str, cache: Path) -> Faces:
 
 
 def parse_fer2013(table: Path, folder: Path) -> None:
-    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`. Raises
-    DataError.
+    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`.
+    Raises DataError.
     """
     usages = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
     emotions = {subset: [] for subset in SUBSETS}
@@ -537,11 +537,11 @@ def parse_pixels(text: str, where: str) -> bytes:
 
 def read_csv(file: Path, columns: Collection[str],
              others: Collection[str] | None = ()) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, row by column name) of a table with `columns`, separated by comma, semicolon or
-    tab.
+    """Yield (line number, row by column name) of a table with `columns`,
+    separated by comma, semicolon or tab.
 
-    The table may hold `others` too, any if that is None, and the nameless column that pandas saves. Raises
-    DataError.
+    The table may hold `others` too, any if that is None, and the nameless column that pandas saves.
+    Raises DataError.
     """
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):         # reading a pipe or a device might never end
@@ -566,8 +566,8 @@ def read_csv(file: Path, columns: Collection[str],
 
 def check_header(file: Path, header: list[str], columns: Collection[str],
                  others: Collection[str] | None) -> None:
-    """Raise DataError where a table's header lacks a column, or has one twice, or one that is not
-    expected.
+    """Raise DataError where a table's header lacks a column, or has one twice,
+    or one that is not expected.
     """
     expected = f"expected the columns {','.join(columns)}"
     if not header:
@@ -603,11 +603,11 @@ def entry(folder: Path, name: str) -> Path:
 
 def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int], expected: str,
                   absent: str) -> Faces:
-    """Images of `folder`'s class folders, relative to `root` and in sorted order; what is no image is
-    counted.
+    """Images of `folder`'s class folders, relative to `root` and in sorted order;
+    what is no image is counted.
 
-    Raises: DataError, for a folder that is none of `classes` (names in lower case); Missing, saying
-        `absent`.
+    Raises: DataError, for a folder that is none of `classes` (names in lower case);
+        Missing, saying `absent`.
     """
     files, labels, others = [], [], []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -660,12 +660,12 @@ one_at_a_time = threading.Lock()
 
 
 def open_picture(file: Path, side: int | None) -> Image.Image:
-    """A picture upright and in RGB; a JPEG whose sides are all over twice `side`, if given, may come at a
-    fraction of its size.
+    """A picture upright and in RGB; a JPEG whose sides are all over twice `side`, if given,
+    may come at a fraction of its size.
 
     EXIF orientation, palette, grey, alpha (on white), CMYK, 16 and 32 bits are taken care of.
-    Raises: ValueError where it is no plain file or too large; whatever Pillow raises on what is no image, or
-        is truncated.
+    Raises: ValueError where it is no plain file or too large;
+        whatever Pillow raises on what is no image, or is truncated.
     """
     if not stat.S_ISREG(os.stat(file).st_mode):             # opening a pipe or a device might never end
         raise ValueError("not a file")
@@ -695,7 +695,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bits(image: Image.Image) -> np.ndarray:
-    """Grey values of 16 or 32 bits, or floats, as uint8 (height, width); what they range to is guessed by the largest."""
+    """Grey values of 16 or 32 bits, or floats, as uint8 (height, width); the largest tells their range."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     scales = (2 ** 16,) if image.mode.startswith("I;16") else (2 ** 8, 2 ** 16, 2 ** 24, 2 ** 32)
     if image.mode == "F" and 0 < values.max() <= 1:
@@ -705,8 +705,8 @@ def to_8_bits(image: Image.Image) -> np.ndarray:
 
 
 def face_crop(image: Image.Image, size: int) -> np.ndarray:
-    """A face as the network is trained and used on: the middle square of an RGB picture, resized, (size,
-    size, 3) uint8.
+    """A face as the network is trained and used on: the middle square of an RGB picture, resized,
+    (size, size, 3) uint8.
     """
     return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 
@@ -720,8 +720,8 @@ def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
 # ---- decoding, and its cache ------------------------------------------------------------------------------
 
 def decode(faces: Faces, size: int, cache: Path) -> Faces:
-    """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are
-    dropped.
+    """`faces` with pixels of `size`, decoded on first use;
+    files that are missing or don't decode are dropped.
 
     Raises: DataError, where the cache can't be written or a file can't be read for a reason that may pass.
     """
@@ -750,8 +750,8 @@ def decode_part(faces: Faces, size: int, cache: Path) -> Faces:
 
 
 def look_at(folder: Path, files: list[str], about: str) -> tuple[np.ndarray, str]:
-    """Which of `files` are missing, (n,) bool, and a key that changes when one of the others, or `about`,
-    does.
+    """Which of `files` are missing, (n,) bool, and a key that changes when
+    one of the others, or `about`, does.
     """
     missing = np.ones(len(files), dtype=bool)
     digest = hashlib.blake2b(about.encode())
@@ -812,8 +812,8 @@ class Images:
     """
 
     def __init__(self, file: Path, shape: tuple[int, int, int], count: int):
-        """`count` uint8 images of `shape`. Raises: ValueError where the file is of another length;
-        OSError.
+        """`count` uint8 images of `shape`.
+        Raises: ValueError where the file is of another length; OSError.
         """
         if file.stat().st_size != count * math.prod(shape):
             raise ValueError(f"{file.name} is not of {count} images")
@@ -841,8 +841,8 @@ def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path
            open_built: Callable):
     """What `open_built` returns of the folder of `cache` that `build` filled from `source`.
 
-    A changed `key` builds it anew and removes the old one; where `open_built` raises, it is damaged and
-    built anew, too.
+    A changed `key` builds it anew and removes the old one; where `open_built` raises,
+    it is damaged and built anew, too.
     """
     def short(text: str) -> str:
         return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
@@ -870,8 +870,8 @@ def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:
-    """Make the folder `target` by calling `build` on it, whole or not at all, however many processes ask or
-    are killed.
+    """Make the folder `target` by calling `build` on it, whole or not at all,
+    however many processes ask or are killed.
 
     Where the file system has locks, one process builds and the others wait for it.
     """
@@ -905,8 +905,8 @@ def build_once(target: Path, build: Callable[[Path], None]) -> None:
 
 
 def locked(file: io.IOBase, wait: bool) -> bool:
-    """Whether an open file is now locked by this process, until it ends; False where the file system has no
-    locks.
+    """Whether an open file is now locked by this process, until it ends;
+    False where the file system has no locks.
 
     Raises: BlockingIOError, where another process holds the lock and `wait` is False.
     """
@@ -924,8 +924,8 @@ def locked(file: io.IOBase, wait: bool) -> bool:
 def whole_file(file: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes `file`'s place when it is whole; of a link, what it leads to is replaced.
 
-    A device or a pipe is written into. Raises DataError where it can't be written; what was there is then
-    left as it was.
+    A device or a pipe is written into.
+    Raises DataError where it can't be written; what was there is then left as it was.
     """
     target = Path(os.path.realpath(file))
     partial = target.with_name(f".{target.name[:60]}.partial")
@@ -976,8 +976,8 @@ def is_drawn(root: Path) -> bool:
 
 
 def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
-    """A simple face, 128x128 RGB: hair greys and wrinkles come with age, women have long hair, mouth and
-    brows show emotion.
+    """A simple face, 128x128 RGB: hair greys and wrinkles come with age, women have long hair,
+    mouth and brows show emotion.
     """
     def colour(*rgb: float) -> tuple[int, ...]:
         return tuple(int(np.clip(value, 0, 255)) for value in rgb)
@@ -1026,8 +1026,8 @@ def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -
 
 
 def draw_sample(root: Path) -> None:
-    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed; their labels are
-    visible.
+    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed;
+    their labels are visible.
     """
     rng = np.random.default_rng(0)
     (root / DRAWN).touch()
@@ -1081,8 +1081,8 @@ def draw_fer2013(rng: np.random.Generator, folder: Path) -> None:
 
 
 def draw_imdb_wiki(rng: np.random.Generator, folder: Path, crop: str, count: int) -> None:
-    """One of IMDB-WIKI's crops with its .mat, and a few of its flaws; nothing where there is no scipy, which
-    reads it.
+    """One of IMDB-WIKI's crops with its .mat, and a few of its flaws;
+    nothing where there is no scipy, which reads it.
     """
     try:
         from scipy.io import savemat
@@ -1245,8 +1245,8 @@ def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Ite
 
 
 def as_bytes_or_mark(error: UnicodeError) -> tuple[bytes, int]:
-    """A codec's error handler: a byte of a file's name that is not UTF-8 stays what it is, other characters
-    become `?`.
+    """A codec's error handler: a byte of a file's name that is not UTF-8 stays what it is,
+    other characters become `?`.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -1259,8 +1259,8 @@ codecs.register_error("as_bytes_or_mark", as_bytes_or_mark)
 
 
 def open_streams() -> None:
-    """Standard streams that take any text: closed ones are opened on nothing, odd characters do not end the
-    script.
+    """Standard streams that take any text: closed ones are opened on nothing,
+    odd characters do not end the script.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if (stream := getattr(sys, name)) is None:
@@ -1270,8 +1270,8 @@ def open_streams() -> None:
 
 
 def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
-    """Run a script: a DataError, an OSError or one of `mistakes` becomes one line on stderr and exit status
-    2.
+    """Run a script: a DataError, an OSError or one of `mistakes` becomes one
+    line on stderr and exit status 2.
     """
     main_thread = threading.current_thread() is threading.main_thread()
     if main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -1,6 +1,6 @@
 """Judge a model on a split, score anybody's predictions, read the logs, or predict on pictures of one's own.
 
-    python evaluate.py --split cvpr2016                                     newest run's best epoch, valid part
+    python evaluate.py --split cvpr2016                                     newest run's best epoch, valid
     python evaluate.py --split fer2013 --subset test --checkpoint C --tta   mirrored images averaged
     python evaluate.py --split cvpr2016 --predictions other.csv             another model's predictions
     python evaluate.py --logs logs/                                         the results table
@@ -69,8 +69,8 @@ def logits_of(network: models.FaceNet, images: list[torch.Tensor], size: int, ta
 @torch.inference_mode()
 def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[str], device: torch.device,
             tta: bool = False, share: Share = Share()) -> Predictions:
-    """Predict every face once. Of several processes each takes its share of the batches, and all get all
-    results.
+    """Predict every face once. Of several processes each takes its share of the batches,
+    and all get all results.
     """
     network = models.fuse(model).to(memory_format=torch.channels_last)
     pixels = [part.pixels for part in faces.parts]
@@ -101,14 +101,17 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
 # ---- metrics ----------------------------------------------------------------------------------------------
 
 def score(faces: Faces, predictions: Predictions) -> dict:
-    """Metrics of predictions, over all faces of known label. A task that was not predicted, or has no label,
-    is left out.
+    """Metrics of predictions, over all faces of known label. A task that was not predicted,
+    or has no label, is left out.
 
     Returns, as far as there is something to measure:
-        age_mae: years. chalearn_error: ChaLearn LAP's mean of 1 - exp(-(x - mean)^2 / (2 stdv^2)), where
-        stdv is known. mae_by_decade: {decade: (faces, years)}. gender_acc, emotion_acc: percent.
+        age_mae: years.
+        chalearn_error: ChaLearn LAP's mean of 1 - exp(-(x - mean)^2 / (2 stdv^2)), where stdv is known.
+        mae_by_decade: {decade: (faces, years)}.
+        gender_acc, emotion_acc: percent.
         gender_confusion, emotion_confusion: (classes, classes) int, rows the true class, columns the
-        predicted one. age_loss, gender_loss, emotion_loss: means, if the predictions are a model's.
+            predicted one.
+        age_loss, gender_loss, emotion_loss: means, if the predictions are a model's.
     """
     metrics = {}
     for task, values in predictions.values.items():
@@ -150,8 +153,8 @@ def evaluate(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[s
 
 
 def mean_error(metrics: dict) -> float:
-    """The mean of age MAE / 12.23 years, gender error / 13.37 %, emotion error / 47.09 %, of the tasks that
-    were measured.
+    """The mean of age MAE / 12.23 years, gender error / 13.37 %, emotion error / 47.09 %,
+    of the tasks that were measured.
 
     A run's best epoch is the one where it is the least. Infinite where a metric is no number.
     """
@@ -178,8 +181,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def report(metrics: dict) -> str:
-    """All of `score`'s metrics as text; the figures that logs have too under the logs' names, in full
-    precision.
+    """All of `score`'s metrics as text; the figures that logs have too under
+    the logs' names, in full precision.
     """
     names = {"age mae": "age_mae", "chalearn error": "chalearn_error"}
     names |= {
@@ -204,8 +207,8 @@ def report(metrics: dict) -> str:
 # ---- logs: written and read here --------------------------------------------------------------------------
 
 def epoch_lines(figures: dict) -> list[str]:
-    """An epoch as the log has it, without the times. A figure that is absent is of a task of weight 0:
-    `0`.
+    """An epoch as the log has it, without the times.
+    A figure that is absent is of a task of weight 0: `0`.
     """
     def losses(prefix: str) -> list[str]:
         return [f"{'':10}{prefix}{task}_loss: {figures.get(f'{prefix}{task}_loss', 0)}"
@@ -226,8 +229,8 @@ FIGURE = re.compile(
 
 
 def read_log(file: Path) -> tuple[str, list[dict]]:
-    """A run's command line ('' where there is none) and its epochs' figures, under the names that
-    `epoch_lines` takes.
+    """A run's command line ('' where there is none) and its epochs' figures,
+    under the names that `epoch_lines` takes.
 
     Reads any log in this format, the seed's own excerpt included. An epoch that is told twice, since the run
     was resumed, counts as told last; one without validation is left out. Raises DataError.
@@ -263,8 +266,8 @@ def read_log(file: Path) -> tuple[str, list[dict]]:
 
 
 def read_logs(folder: Path) -> dict[Path, tuple[str, list[dict]]]:
-    """`read_log` of each log in a folder, oldest first, or of one file; what is no log or empty is told on
-    stderr.
+    """`read_log` of each log in a folder, oldest first, or of one file;
+    what is no log or empty is told on stderr.
 
     Raises: DataError where there is none.
     """
@@ -294,8 +297,8 @@ METRICS = {"age": "age_mae", "gender": "val_gender_acc", "emotion": "val_emotion
 
 
 def results_table(folder: Path) -> str:
-    """The seed's table and under it a row for each log in `folder`: its best epoch, by `mean_error`. Raises
-    DataError.
+    """The seed's table and under it a row for each log in `folder`: its best epoch, by `mean_error`.
+    Raises DataError.
     """
     rows = [results_row(command, epochs) for command, epochs in read_logs(folder).values()]
     return table(["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"],
@@ -375,8 +378,8 @@ def judge(args: argparse.Namespace) -> None:
 
 
 def read_part(args: argparse.Namespace, root: Path, cache: Path, tasks: Collection[str]) -> Faces:
-    """The faces of --split and --subset, not decoded; a set of it that is not there is told. Raises
-    DataError.
+    """The faces of --split and --subset, not decoded; a set of it that is not there is told.
+    Raises DataError.
     """
     faces, gaps = datasets.read(root, [args.split], args.subset, tasks, cache)
     for gap in gaps:
@@ -400,8 +403,8 @@ def write_csv(file: Path, header: list[str], rows: list) -> None:
 
 
 def read_predictions(file: Path, faces: Faces) -> Predictions:
-    """Anybody's predictions for `faces`: a CSV with `image` and any of age (years), gender and emotion
-    (names or numbers).
+    """Anybody's predictions for `faces`: a CSV with `image` and any of age (years),
+    gender and emotion (names or numbers).
 
     An image needs a prediction where its label is known; other columns are passed over. Raises DataError
     that names rows missing, doubled, unknown or unusable.
@@ -450,9 +453,8 @@ def parse_prediction(text: str, task: str, where: str) -> float:
 
 def open_model(args: argparse.Namespace, tasks: Collection[str],
                drawn: bool) -> tuple[models.FaceNet, int, list[str], torch.device, Path]:
-    """The model that --checkpoint names or the newest one: it, its image size, those of `tasks` it was
-    trained for,
-    its device, and its file. `drawn`: whether the faces it will see are drawn. Raises DataError.
+    """The model that --checkpoint names, or the newest one; its image size; those of `tasks` that it was
+    trained for; its device; its file. `drawn`: whether the faces it will see are drawn. Raises DataError.
     """
     device = models.pick_device(args.device)
     models.compute_alike()
@@ -485,8 +487,8 @@ def newest_checkpoint(folder: Path | None) -> Path:
 
 
 def face_margin(content: dict, file: Path) -> float:
-    """What the crops that a checkpoint is for have on each side of a face, in its sides. Raises
-    CheckpointError.
+    """What the crops that a checkpoint is for have on each side of a face, in its sides.
+    Raises CheckpointError.
     """
     margin = content.get("margin", MARGIN)
     if type(margin) not in (int, float) or not 0 <= margin <= 2:
@@ -496,8 +498,8 @@ def face_margin(content: dict, file: Path) -> float:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write a checkpoint's network in half precision with what using it needs, and nothing else. Raises
-    CheckpointError.
+    """Write a checkpoint's network in half precision with what using it needs, and nothing else.
+    Raises CheckpointError.
     """
     file = newest_checkpoint(args.checkpoints) if args.checkpoint is None else args.checkpoint
     model, content = models.open_checkpoint(file)
@@ -520,8 +522,8 @@ def export(args: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def predict_pictures(args: argparse.Namespace) -> int:
-    """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status:
-    1 if any.
+    """Print a line for each face; pictures that can't be read are named on stderr.
+    Returns the exit status: 1 if any.
     """
     model, size, tasks, device, _ = open_model(args, TASKS, False)
     if args.detect:
@@ -573,8 +575,8 @@ def predict_pictures(args: argparse.Namespace) -> int:
 
 
 def pictures(names: Iterable[str], out: Path | None) -> Iterator[Path]:
-    """The files among `names`, the image files in folders among them, and for `-` the names on standard
-    input.
+    """The files among `names`, the image files in folders among them,
+    and for `-` the names on standard input.
 
     Linked folders are followed, each folder is looked at once, and `out` is passed over.
     """
@@ -604,8 +606,8 @@ def pictures_below(folder: Path, out: Path | None) -> Iterator[Path]:
 
 def faces_in(image: Image.Image, size: int, detect: bool,
              margin: float) -> list[tuple[tuple | None, np.ndarray]]:
-    """The faces in a picture: boxes in its pixels and crops (size, size, 3) uint8; undetected, the whole and
-    no box.
+    """The faces in a picture: boxes in its pixels and crops (size, size, 3) uint8; undetected,
+    the whole and no box.
     """
     if not detect:
         return [(None, datasets.face_crop(image, size))]
@@ -630,8 +632,8 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
 
 
 def widen(box: tuple[int, int, int, int], image: Image.Image, margin: float) -> Image.Image:
-    """The crop around a face, with `margin` times its side on each side; the picture's edge is repeated
-    outside it.
+    """The crop around a face, with `margin` times its side on each side;
+    the picture's edge is repeated outside it.
     """
     margin = round(margin * (box[2] - box[0]))
     left, top, right, bottom = box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
@@ -641,8 +643,8 @@ def widen(box: tuple[int, int, int, int], image: Image.Image, margin: float) -> 
 
 
 def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
-    """What a photo's line says: one face's logits (1, classes) by task as cells of the spreadsheet, and as a
-    line.
+    """What a photo's line says: one face's logits (1, classes) by task
+    as cells of the spreadsheet, and as a line.
     """
     cells, words = [], []
     for task, logits in outputs.items():
@@ -657,8 +659,8 @@ def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
 
 
 def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image.Image:
-    """A copy of the picture with each face's box, if it has one, and what was predicted, light on a dark
-    ground.
+    """A copy of the picture with each face's box, if it has one, and what was predicted,
+    light on a dark ground.
     """
     # small pictures are enlarged until text on them can be read
     scale = max(1, math.ceil(320 / max(image.size)))
@@ -688,8 +690,8 @@ def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image
 
 
 def annotated_name(number: int, file: Path) -> str:
-    """The name of a picture's annotated copy: numbered, since names may come twice, and no longer than a
-    name may be.
+    """The name of a picture's annotated copy: numbered, since names may come twice,
+    and no longer than a name may be.
     """
     end = os.fsencode(file.name)[-200:].decode(errors="replace")
     return f"{number:05}_{end}.png"
@@ -734,8 +736,8 @@ def save_figure(figure, file: Path) -> None:
 
 
 def plot_split(file: Path, title: str, faces: Faces, predictions: Predictions, metrics: dict) -> None:
-    """One page on a split, as far as it was predicted: age against its label, MAE by decade, confusion
-    matrices.
+    """One page on a split, as far as it was predicted: age against its label, MAE by decade,
+    confusion matrices.
     """
     panels = 2 * ("age_mae" in metrics) + sum(f"{task}_confusion" in metrics for task in CLASS_NAMES)
     figure, axes = new_figure(max(panels, 1), title)
@@ -878,8 +880,8 @@ def check_options(parser: datasets.Parser, args: argparse.Namespace) -> None:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raise DataError where a file that is asked for can't be written, or is one that is read; before any
-    work.
+    """Raise DataError where a file that is asked for can't be written,
+    or is one that is read; before any work.
     """
     inputs = [Path(name) for name in (args.checkpoint, args.predictions, *args.pictures) if name]
     if args.predictions and not args.predictions.is_file():

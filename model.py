@@ -75,8 +75,8 @@ class FaceNet(ResNet):
 
 
 def fuse(model: FaceNet) -> FaceNet:
-    """A copy for evaluation, each BatchNorm folded into the convolution before it: the same function,
-    faster.
+    """A copy for evaluation, each BatchNorm folded into the convolution before it:
+    the same function, faster.
     """
     model = copy.deepcopy(model).eval()
 
@@ -117,8 +117,8 @@ def compute_alike() -> None:
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
-    """What the device computes fastest in training: bfloat16 on GPUs from Ampere on and CPUs with
-    AVX512-BF16.
+    """What the device computes fastest in training:
+    bfloat16 on GPUs from Ampere on and CPUs with AVX512-BF16.
 
     float16 on older GPUs, whose gradients then need scaling; else float32.
     """
@@ -132,23 +132,23 @@ def fast_precision(device: torch.device) -> torch.dtype:
 
 @functools.cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Three channels' values, (1, 3, 1, 1) float32, copied to the device once: each copy would wait for the
-    GPU.
+    """Three channels' values, (1, 3, 1, 1) float32, copied to the device once:
+    each copy would wait for the GPU.
     """
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def normalise(images: Tensor, gain: Tensor | float = 1, shift: Tensor | float = 0) -> Tensor:
-    """`images` (n, 3, h, w) float in 0..255, times `gain` plus `shift` (in 0..1, (n, 1, 1, 1) or a number),
-    normalised.
+    """`images` (n, 3, h, w) float in 0..255, times `gain` plus `shift` (in 0..1,
+    (n, 1, 1, 1) or a number), normalised.
     """
     mean, std = constant(MEAN, images.device), constant(STD, images.device)
     return torch.addcmul((shift - mean) / std, images, gain / (255 * std))
 
 
 def as_floats(images: Tensor, size: int, enlarge: bool) -> Tensor:
-    """Images (n, h, w, channels) uint8 as (n, channels, h, w) float in 0..255, shrunk to `size`, or enlarged
-    if asked.
+    """Images (n, h, w, channels) uint8 as (n, channels, h, w) float in 0..255, shrunk to `size`,
+    or enlarged if asked.
     """
     images = images.permute(0, 3, 1, 2).float()
     if images.shape[2] > size or enlarge and images.shape[2] < size:
@@ -197,8 +197,8 @@ def augment(images: list[Tensor], size: int, draws: Tensor) -> Tensor:
 
 def sampling_grid(mirror: Tensor, turn: Tensor, scale: Tensor, right: Tensor, down: Tensor,
                   size: int) -> Tensor:
-    """Where each pixel is taken from, from draws (n, 1, 1): (n, size, size, 2) in grid_sample's coordinates
-    -1..1.
+    """Where each pixel is taken from, from draws (n, 1, 1): (n, size, size, 2)
+    in grid_sample's coordinates -1..1.
     """
     turn, zoom = math.radians(TURN) * (2 * turn - 1), (1 + SCALE) ** (2 * scale - 1)
     cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
@@ -210,8 +210,8 @@ def sampling_grid(mirror: Tensor, turn: Tensor, scale: Tensor, right: Tensor, do
 
 
 def inside(begin: Tensor, length: Tensor, size: int) -> Tensor:
-    """Which of `size` places lie within a stretch of random length and begin, from draws (n, 1, 1): (n, 1,
-    size) bool.
+    """Which of `size` places lie within a stretch of random length and begin, from draws (n, 1, 1):
+    (n, 1, size) bool.
     """
     shortest, longest = ERASED_SIDE
     length = shortest + (longest - shortest) * length
@@ -254,8 +254,8 @@ def age_loss(logits: Tensor, age: Tensor) -> Tensor:
 # ---- checkpoints ------------------------------------------------------------------------------------------
 
 def read_checkpoint(file: str | Path) -> dict:
-    """A checkpoint's content, on the CPU: tensors and plain values only, nothing in it is run. Raises
-    CheckpointError.
+    """A checkpoint's content, on the CPU: tensors and plain values only, nothing in it is run.
+    Raises CheckpointError.
     """
     file = Path(file)
     if not file.is_file():
@@ -292,8 +292,8 @@ def numpy_numbers() -> list:
 
 
 def check_kind(file: Path) -> None:
-    """Raise CheckpointError where a file is of a known kind that is no checkpoint, is damaged, or can't be
-    read.
+    """Raise CheckpointError where a file is of a known kind that is no checkpoint,
+    is damaged, or can't be read.
     """
     try:
         with open(file, "rb") as content:
@@ -333,16 +333,16 @@ def write_checkpoint(content: dict, file: Path) -> None:
 
 
 def description() -> dict:
-    """What a checkpoint of this code tells besides its tensors: how images are prepared and what the outputs
-    mean.
+    """What a checkpoint of this code tells besides its tensors:
+    how images are prepared and what the outputs mean.
     """
     return {"mean": list(MEAN), "std": list(STD), "ages": CLASSES["age"], "genders": list(GENDERS),
             "emotions": list(EMOTIONS)}
 
 
 def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
-    """The model of a checkpoint of this project, and the whole content, which tells image_size, tasks and
-    description().
+    """The model of a checkpoint of this project, and the whole content, which tells image_size,
+    tasks and description().
 
     Raises: CheckpointError, also where its classes or normalisation are not this code's.
     """
@@ -366,8 +366,8 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
 
 
 def load_state(model: FaceNet, state: object, file: Path) -> None:
-    """Load this project's own state dict, all of it. Raises CheckpointError where it is not this network's,
-    or not sound.
+    """Load this project's own state dict, all of it.
+    Raises CheckpointError where it is not this network's, or not sound.
     """
     expected = model.state_dict()
     if not isinstance(state, dict) or state.keys() != expected.keys():
@@ -395,8 +395,8 @@ def is_plain(value: object) -> bool:
 
 
 def state_dict_in(content: dict) -> dict[str, object]:
-    """The state dict in a checkpoint: of `content` and the dicts in it, the first that holds the most
-    tensors.
+    """The state dict in a checkpoint: of `content` and the dicts in it,
+    the first that holds the most tensors.
     """
     waiting, seen, best = [content], set(), {}
     while waiting:    # no recursion: what is deep, shared or contains itself ends all the same
@@ -419,8 +419,8 @@ AGE_GENDER_PRED = {"fc1": "age.0", "age_cls_pred": "age.2", "fc2": "gender.0", "
 def our_names(names: Collection[str], own: Collection[str]) -> dict[str, str]:
     """Those of `names` that end like one of the model's `own` names -> that name.
 
-    What stands before is stripped: the prefix that most of the names have, and of the heads also a part of
-    it.
+    What stands before is stripped: the prefix that most of the names have,
+    and of the heads also a part of it.
     """
     longest = max(name.count(".") for name in own)
     by_prefix = {}
@@ -442,8 +442,8 @@ def our_names(names: Collection[str], own: Collection[str]) -> dict[str, str]:
 
 
 def load_weights(model: FaceNet, file: str | Path) -> str:
-    """Load what fits, by name and shape, of this project's or anybody's checkpoint; the rest of the model
-    stays as it is.
+    """Load what fits, by name and shape, of this project's or anybody's checkpoint;
+    the rest of the model stays as it is.
 
     Returns: a line that says how many tensors were loaded, which are new, and how many of the file found no
         place.

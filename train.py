@@ -2,10 +2,10 @@
 
     python train.py --data sample --epochs 3                                  try it, no download
     python train.py --split imdb-wiki --weights 1 1 0                         step 1: pretrain
-    python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all tasks (also 1 0.1 1)
+    python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all three
     python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: one task alone
-    python train.py ... --rehearse imdb-wiki                                  keep showing what was pretrained on
-    python train.py --resume checkpoints/RUN/last.pth                         go on with a run that was stopped
+    python train.py ... --rehearse imdb-wiki                                  go on showing this
+    python train.py --resume checkpoints/RUN/last.pth                         go on with a stopped run
     torchrun --nproc-per-node=4 -- train.py ...                               the same on several GPUs
 """
 import os
@@ -53,8 +53,8 @@ class Trainer:
     """The network as it is trained, on the faces that it is trained on."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device, share: Share = Share()):
-        """`args`: this script's, of which weights, samples, batch_size, image_size, epochs, lr, seed,
-        compile are used.
+        """`args`: this script's, of which weights, samples, batch_size, image_size, epochs, lr,
+        seed, compile are used.
         """
         self.args, self.device, self.share = args, device, share
         self.weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
@@ -80,9 +80,11 @@ class Trainer:
             self.network = torch.nn.parallel.DistributedDataParallel(self.network, device_ids=gpus)
 
     def train_epoch(self, epoch: int) -> dict:
-        """One epoch. Returns figures for the log, over all processes: lr, the epoch's highest; {task}_loss;
-        gender_acc,
-        emotion_acc in percent. Raises: DataError where a loss is no number.
+        """One epoch.
+
+        Returns: figures for the log, over all processes: lr, the epoch's highest; {task}_loss; gender_acc,
+            emotion_acc in percent.
+        Raises: DataError where a loss is no number.
         """
         args, rates = self.args, []
         # loss, right, known by task
@@ -107,8 +109,8 @@ class Trainer:
         return figures
 
     def step(self, batch: datasets.Batch, rate: float, sums: torch.Tensor) -> torch.Tensor:
-        """One step of the optimizer; its losses, right answers and known labels are added to `sums`. Returns
-        its loss.
+        """One step of the optimizer; its losses, right answers and known labels
+        are added to `sums`. Returns its loss.
         """
         labels = datasets.labels_of(self.faces, batch.rows, self.device)
         outputs = self.forward(batch)
@@ -198,8 +200,8 @@ def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
 # ---- a run on disk ----------------------------------------------------------------------------------------
 
 class Run:
-    """A run on disk: its folder with last.pth and best.pth, its log, and a lock that keeps other processes
-    out.
+    """A run on disk: its folder with last.pth and best.pth, its log,
+    and a lock that keeps other processes out.
 
     Of several processes the first alone has one; the others' has no folder and writes nothing.
     """
@@ -209,8 +211,8 @@ class Run:
         self.best, self.epoch = math.inf, 0     # the least mean error so far; the epoch that goes on
 
     def begin(self, args: argparse.Namespace) -> None:
-        """Make the run's folder and log, named for now; a run of the same second gets a number behind its
-        name.
+        """Make the run's folder and log, named for now;
+        a run of the same second gets a number behind its name.
 
         Raises: DataError, where they can't be made.
         """
@@ -239,8 +241,8 @@ class Run:
         return run
 
     def claim(self) -> None:
-        """Keep other processes out of the run, where the file system has locks. Raises DataError where one
-        is in it.
+        """Keep other processes out of the run, where the file system has locks.
+        Raises DataError where one is in it.
         """
         try:
             self.lock = open(self.folder / ".lock", "w")
@@ -252,8 +254,8 @@ class Run:
             raise DataError(f"{self.folder}: can't be written ({error.strerror})") from None
 
     def open_log(self, content: dict) -> None:
-        """Open a resumed run's log, cut back to what it was when the checkpoint was saved. Raises
-        DataError.
+        """Open a resumed run's log, cut back to what it was when the checkpoint was saved.
+        Raises DataError.
         """
         size = content["training"]["log_size"]
         try:
@@ -298,8 +300,8 @@ class Run:
         return f"go on with: python train.py --resume {shlex.quote(str(self.folder / 'last.pth'))}"
 
     def save(self, content: dict, training: dict, better: bool) -> None:
-        """Save the run as it is after an epoch: last.pth, with what going on needs, and best.pth, if it is
-        the best so far.
+        """Save the run as it is after an epoch: last.pth, with what going on needs, and best.pth,
+        if it is the best so far.
         """
         if self.folder is None:
             return
@@ -464,8 +466,8 @@ def as_arguments(settings: dict) -> list[str]:
 
 
 def processes() -> Share:
-    """Which of torchrun's processes this is. Raises DataError where the environment does not say it
-    soundly.
+    """Which of torchrun's processes this is.
+    Raises DataError where the environment does not say it soundly.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     told = {name: os.environ[name] for name in names if name in os.environ}
@@ -482,8 +484,8 @@ def processes() -> Share:
 
 
 def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
-    """The process's device; under torchrun, each has a GPU of its own where there are any. Raises
-    DataError.
+    """The process's device; under torchrun, each has a GPU of its own where there are any.
+    Raises DataError.
     """
     local, device = os.environ.get("LOCAL_RANK"), args.device
     if share.world > 1 and local and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
@@ -500,8 +502,8 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
 
 
 def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
-    """What is trained on and what is judged by; what is rehearsed is for training alone. Raises
-    DataError.
+    """What is trained on and what is judged by; what is rehearsed is for training alone.
+    Raises DataError.
     """
     tasks = trained_tasks(args)
     faces, valid = (datasets.load(args.root, splits, subset, tasks, args.image_size, args.cache_folder)
@@ -525,8 +527,8 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: tuple[Faces, Faces],
                  notes: list[str]) -> None:
-    """Write what the run is: its command line, machine, sets, what is left out, and `notes` on how it
-    begins.
+    """Write what the run is: its command line, machine, sets, what is left out,
+    and `notes` on how it begins.
     """
     run.log(shlex.join(["train.py", *as_arguments({"data": args.data, **settings_of(args)})]))
     device, world = trainer.device, trainer.share.world
@@ -574,8 +576,8 @@ def count_rows(tables: tuple[Faces, Faces]) -> dict[str, int]:
 
 
 def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]:
-    """A run, resumed or yet to begin, its model with what the command line names, and a line for the log on
-    that.
+    """A run, resumed or yet to begin, its model with what the command line names,
+    and a line for the log on that.
 
     All that can be wrong with it is told here, before anything is decoded. Raises DataError.
     """
@@ -593,8 +595,8 @@ def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer
 
 def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer: Trainer,
               tables: tuple[Faces, Faces], notes: list[str]) -> None:
-    """Begin the run on disk, or go on with it: log what it is and, if it is new, save it, which shows that
-    it can be.
+    """Begin the run on disk, or go on with it: log what it is and, if it is new, save it,
+    which shows that it can be.
     """
     if trainer.share.rank > 0:
         return
