@@ -47,6 +47,7 @@ CLASS_NAMES = {"gender": GENDERS, "emotion": EMOTIONS}
 OLDEST = 100                            # ages are 0..100 years
 UNKNOWN = {"age": np.nan, "gender": -1, "emotion": -1}
 SUBSETS = ("train", "valid", "test")
+TEXT = np.dtypes.StringDType()          # a quarter of the memory of fixed-width text
 
 EPOCH_IMAGES = 28_710                   # images that an epoch draws of a larger pool, as many as FER2013 has
 # pixels, where --image-size names none; of real faces, of the drawn sample
@@ -75,8 +76,9 @@ class Part:
     name: str = ""
     split: str = ""                             # what --split calls it
     grey: bool = False                          # its images have one channel
-    # reason -> names of the rows that are not used
+    # reason -> names of the rows that are not used; remark -> names of odd rows that are used all the same
     dropped: dict[str, np.ndarray] = field(default_factory=dict)
+    odd: dict[str, np.ndarray] = field(default_factory=dict)
     pixels: "np.ndarray | Images | None" = None                         # (m, height, width, 3 or 1) uint8
 
 
@@ -89,8 +91,11 @@ class Faces:
     file: np.ndarray    # (n,) str, relative to the part's folder; of a CSV the row within the subset
     age: np.ndarray                             # (n,) float32 years, NaN unknown
     spread: np.ndarray    # (n,) float32 years, standard deviation of the guesses behind `age`, NaN unknown
+    low: np.ndarray    # (n,) float32 years, where the label is a range: its first year
+    high: np.ndarray    # (n,) float32 years, and the year after its last; else both NaN
     gender: np.ndarray                          # (n,) int64, -1 unknown
     emotion: np.ndarray                         # (n,) int64, -1 unknown
+    group: np.ndarray  # (n,) str, that reports tell apart, such as FairFace's race; "" unknown
 
     def __len__(self) -> int:
         return len(self.file)
@@ -121,7 +126,7 @@ class Faces:
         return np.any([self.known(task) for task in TASKS], axis=0)
 
 
-COLUMNS = ("part", "image", "file", "age", "spread", "gender", "emotion")
+COLUMNS = ("part", "image", "file", "age", "spread", "low", "high", "gender", "emotion", "group")
 
 
 class Labels(NamedTuple):
@@ -265,27 +270,28 @@ def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -
     return images
 
 
-def new_faces(folder: Path, files: Sequence[str] | np.ndarray,
-              dropped: dict[str, Sequence[str]] | None = None, **labels) -> Faces:
+def new_faces(folder: Path, files: Sequence[str] | np.ndarray, dropped: dict[str, Sequence[str]] = {},
+              odd: dict[str, Sequence[str]] = {}, **labels) -> Faces:
     """A table of one part; labels that are not given are unknown. Raises DataError."""
-    text = np.dtypes.StringDType()              # a quarter of the memory of fixed-width text
-    dropped = dropped or {}
     try:
-        files = np.asarray(files, text)
-        dropped = {reason: np.asarray(names, text) for reason, names in dropped.items() if len(names)}
+        files, group = np.asarray(files, TEXT), np.asarray(labels.get("group", [""] * len(files)), TEXT)
+        dropped, odd = ({reason: np.asarray(names, TEXT) for reason, names in counted.items() if len(names)}
+                        for counted in (dropped, odd))
     except UnicodeEncodeError:
-        names = itertools.chain(files, *dropped.values())
-        odd = next(name for name in names if not name.isprintable())
-        raise DataError(f"{folder}: a file's name is not UTF-8, {odd!a}; rename it") from None
+        names = itertools.chain(files, *dropped.values(), *odd.values())
+        name = next(name for name in names if not name.isprintable())
+        raise DataError(f"{folder}: a file's name is not UTF-8, {name!a}; rename it") from None
 
     def column(name: str, dtype: type) -> np.ndarray:
         if (values := labels.get(name)) is None:
             return np.full(len(files), UNKNOWN.get(name, np.nan), dtype)
         return np.asarray(values, dtype)
 
-    return Faces([Part(folder, dropped=dropped)], np.zeros(len(files), np.int64), np.arange(len(files)),
-                 files, column("age", np.float32), column("spread", np.float32), column("gender", np.int64),
-                 column("emotion", np.int64))
+    years = {name: column(name, np.float32) for name in ("age", "spread", "low", "high")}
+    classes = {name: column(name, np.int64) for name in CLASS_NAMES}
+    rows = np.arange(len(files))
+    return Faces([Part(folder, dropped=dropped, odd=odd)], np.zeros_like(rows), rows, files, **years,
+                 **classes, group=group)
 
 
 def join(tables: list[Faces]) -> Faces:
@@ -377,7 +383,7 @@ def read_mat(file: Path, mtime_ns: int) -> dict[str, np.ndarray]:
             columns[name].astype(float)
             for name in ("dob", "photo_taken", "gender", "face_score", "second_face_score"))
         paths = [str(path) for path in columns["full_path"]]
-        files = np.array([f"{file.parent.name}/{path}" for path in paths], np.dtypes.StringDType())
+        files = np.array([f"{file.parent.name}/{path}" for path in paths], TEXT)
         # a person is known by name, in both crops; where that is missing, by the number that begins the
         # file's name
         names = (name.strip().casefold() if isinstance(name, str) else "" for name in columns["name"])
@@ -535,6 +541,88 @@ def parse_pixels(text: str, where: str) -> bytes:
     return pixels.astype(np.uint8).tobytes()
 
 
+UTKFACE_GROUPS = ("White", "Black", "Asian", "Indian", "other")
+
+
+def read_utkface(root: Path, subset: str, cache: Path) -> Faces:
+    """UTKFace's files, which tell age, gender (0 male, 1 female there) and race in their names. Raises
+    Missing, DataError.
+    """
+    folder = root / "utkface"
+    files = [file for place in (folder, *(entry(folder, f"part{i}") for i in (1, 2, 3))) if place.is_dir()
+             for file in sorted(place.iterdir()) if file.suffix.lower() in IMAGE_FILES]
+    if not files:
+        raise Missing(f"no images in {folder}/ or its part1/ to part3/: UTKFace is not there")
+    used, labels, dropped, odd = [], [], {}, {}
+    for file in files:
+        if subset_by_hash(file.name.partition(".")[0], 10, {9: "test", 8: "valid"}) != subset:
+            continue
+        name = file.relative_to(folder).as_posix()
+        told = re.match(r"([0-9]{1,3})_([01])_(?:([0-4])_)?", file.name)
+        if not told or int(told[1]) > OLDEST:
+            reason = "age above 100" if told else "file without age and gender in its name"
+            dropped.setdefault(reason, []).append(name)
+            continue
+        if not re.fullmatch(r"[0-9]+_[01]_[0-4]_[0-9]+(\.jpg)?(\.chip)?\.jpg", file.name):
+            odd.setdefault("odd name, which tells age and gender all the same", []).append(name)
+        used.append(name)
+        labels.append((int(told[1]), 1 - int(told[2]), UTKFACE_GROUPS[int(told[3])] if told[3] else ""))
+    if not used and not dropped:
+        raise Missing(f"no image in {folder}/ is of its {subset} part")
+    ages, genders, groups = zip(*labels) if labels else ((), (), ())
+    return new_faces(folder, used, dropped, odd, age=ages, gender=genders, group=groups)
+
+
+# what a spreadsheet program makes of two of FairFace's ranges, which it takes for dates
+MANGLED_RANGES = {
+    "03-Sep": "3-9", "3-Sep": "3-9", "09-Mar": "3-9", "9-Mar": "3-9", "Oct-19": "10-19", "19-Oct": "10-19"
+}
+FIRST_OPEN_AGE, OPEN_AGE, OPEN_SPREAD = 70, 75, 5       # "more than 70": from, taken as, give or take; years
+
+
+def read_fairface(root: Path, subset: str, cache: Path) -> Faces:
+    """FairFace's tables; its test part is its val, and of its train one in twenty is valid. Raises Missing,
+    DataError.
+    """
+    folder = root / "fairface"
+    table = folder / f"fairface_label_{'val' if subset == 'test' else 'train'}.csv"
+    if not table.is_file():
+        raise Missing(f"no {table}: FairFace's {subset} part is not there")
+    files, labels, odd = [], [], {}
+    for line, row in read_csv(table, ("file", "age", "gender", "race"), None):
+        where, name = f"{table} line {line}", row["file"].strip()
+        if subset != "test" and subset_by_hash(name, 20, {19: "valid"}) != subset:
+            continue
+        genders = {"female": 0, "male": 1}
+        if (gender := genders.get(row["gender"].strip().lower())) is None:
+            raise DataError(f"{where}: gender is {row['gender'][:50]!r}; expected Male or Female")
+        told = row["age"].strip()
+        if told in MANGLED_RANGES:
+            odd.setdefault(f"age {told}, of a spreadsheet program, read as {MANGLED_RANGES[told]}",
+                           []).append(name)
+        files.append(name)
+        labels.append((*parse_range(MANGLED_RANGES.get(told, told), where), gender, row["race"].strip()))
+    if not files:
+        raise Missing(f"{table}: no rows of its {subset} part")
+    ages, spreads, lows, highs, genders, groups = zip(*labels)
+    return new_faces(folder, files, {}, odd, age=ages, spread=spreads, low=lows, high=highs, gender=genders,
+                     group=groups)
+
+
+def parse_range(text: str, where: str) -> tuple[float, float, float, float]:
+    """FairFace's range of ages: its middle, the standard deviation of a uniform one, its first year and the
+    year after its
+    last; e.g. 20-29: 24.5, 2.9, 20, 30. Raises DataError.
+    """
+    if text.lower() == "more than 70":
+        return OPEN_AGE, OPEN_SPREAD, FIRST_OPEN_AGE, math.inf
+    ages = re.fullmatch(r"([0-9]{1,2})-([0-9]{1,2})", text)
+    if not ages or not int(ages[1]) <= int(ages[2]):
+        raise DataError(f"{where}: age is {text[:50]!r}; expected a range such as 20-29, or more than 70")
+    low, high = int(ages[1]), int(ages[2]) + 1
+    return (low + high - 1) / 2, (high - low) / math.sqrt(12), low, high
+
+
 def read_csv(file: Path, columns: Collection[str],
              others: Collection[str] | None = ()) -> Iterator[tuple[int, dict]]:
     """Yield (line number, row by column name) of a table with `columns`,
@@ -641,6 +729,8 @@ SOURCES = (
     Source("cvpr2016 age", "cvpr2016", ("age",), read_cvpr_age),
     Source("cvpr2016 gender", "cvpr2016", ("gender",), read_cvpr_gender),
     Source("fer2013", "fer2013", ("emotion",), read_fer2013, grey=True),
+    Source("utkface", "utkface", ("age", "gender"), read_utkface),
+    Source("fairface", "fairface", ("age", "gender"), read_fairface),
 )
 SPLITS = {}                             # what --split takes -> the tasks that it has labels for
 for source in SOURCES:
@@ -715,6 +805,30 @@ def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
     """`face_crop` of `open_picture`, which see: (size, size, 3) uint8, or (size, size, 1) where grey."""
     crop = face_crop(open_picture(file, size), size)
     return np.asarray(Image.fromarray(crop).convert("L")).reshape(size, size, 1) if grey else crop
+
+
+# ---- copies: the same picture twice -----------------------------------------------------------------------
+
+def hashes(faces: Faces) -> np.ndarray:
+    """A hash of each face's decoded pixels, (n,) uint64: pictures that are the same pixel by pixel have the
+    same.
+    """
+    result = np.zeros(len(faces), np.uint64)
+    for number, part in enumerate(faces.parts):
+        rows = np.flatnonzero(faces.part == number)
+        for start in range(0, len(rows), 1024):             # bounds what is in memory
+            some = rows[start:start + 1024]
+            digests = [
+                hashlib.blake2b(image, digest_size=8).digest() for image in part.pixels[faces.image[some]]
+            ]
+            result[some] = np.frombuffer(b"".join(digests), np.uint64)
+    return result
+
+
+def without_copies(faces: Faces, others: list[Faces]) -> Faces:
+    """`faces` without those whose pictures are also in `others`; they are counted as dropped."""
+    copied = np.isin(hashes(faces), np.concatenate([hashes(other) for other in others]))
+    return faces.drop(copied, "picture of valid or test")
 
 
 # ---- decoding, and its cache ------------------------------------------------------------------------------
@@ -1115,6 +1229,11 @@ def describe(faces: Faces, name: str) -> list[str]:
     lost = sum(dropped.values())
     lines = [f"{name}: {len(faces) + lost:,} rows found, {len(faces):,} used, {lost:,} dropped"]
     lines += [f"    dropped, {reason}: {count:,}" for reason, count in dropped.items()]
+    lines += [f"    used, {remark}: {len(names):,} ({few(names)})" for part in faces.parts
+              for remark, names in part.odd.items()]
+    groups, counts = np.unique_counts(faces.group[faces.group != ""]) if len(faces) else ((), ())
+    if len(groups):
+        lines.append("    group: " + ", ".join(f"{group} {count:,}" for group, count in zip(groups, counts)))
     ages = faces.age[faces.known("age")]
     if len(ages):
         decades = np.bincount((ages // 10).astype(int))
@@ -1127,6 +1246,19 @@ def describe(faces: Faces, name: str) -> list[str]:
             unknown = (values < 0).sum()
             lines.append(f"    {task}: " + ", ".join(counts + [f"unknown {unknown:,}"] * bool(unknown)))
     return lines
+
+
+def describe_copies(faces: Faces, tables: list[Faces]) -> list[str]:
+    """A line on pictures of a part that are in it twice, and in other parts of the same set, pixel by
+    pixel.
+    """
+    own, (part,) = hashes(faces), faces.parts
+    told = [f"{len(own) - len(np.unique(own)):,} repeat another one"]
+    for other in tables:
+        name, _, subset = other.parts[0].name.rpartition(" ")
+        if other is not faces and name == part.name.rpartition(" ")[0]:
+            told.append(f"{np.isin(own, hashes(other)).sum():,} are in {subset} too")
+    return [f"    pixel by pixel: {', '.join(told)}"]
 
 
 def left_out(faces: Faces) -> list[str]:
@@ -1163,7 +1295,7 @@ def report(root: Path, split: str, size: int, cache: Path) -> tuple[list[str], D
         if len(parts) > 1:
             lines += describe(join(parts), name)
     for table in tables:
-        lines += describe(table, table.parts[0].name) + left_out(table)
+        lines += describe(table, table.parts[0].name) + left_out(table) + describe_copies(table, tables)
     return lines, wrong
 
 

@@ -105,15 +105,17 @@ def score(faces: Faces, predictions: Predictions) -> dict:
     or has no label, is left out.
 
     Returns, as far as there is something to measure:
-        age_mae: years.
+        age_mae: years; where labels are ranges, of the distance to the range's middle.
         chalearn_error: ChaLearn LAP's mean of 1 - exp(-(x - mean)^2 / (2 stdv^2)), where stdv is known.
-        mae_by_decade: {decade: (faces, years)}.
+        age_in_range: percent of predictions within the label's range, where it is one.
+        mae_by_decade: {decade: (faces, years)}; errors_by_decade: {decade: (faces,) years}.
         gender_acc, emotion_acc: percent.
         gender_confusion, emotion_confusion: (classes, classes) int, rows the true class, columns the
             predicted one.
         age_loss, gender_loss, emotion_loss: means, if the predictions are a model's.
     """
-    metrics = {}
+    metrics = {name: SCALE[name] * float(values[~np.isnan(values)].mean())
+               for name, values in per_face(faces, predictions).items()}
     for task, values in predictions.values.items():
         rows = faces.known(task)
         if not rows.any():
@@ -122,28 +124,60 @@ def score(faces: Faces, predictions: Predictions) -> dict:
         if task in predictions.loss:
             metrics[f"{task}_loss"] = float(predictions.loss[task][rows].mean())
         if task == "age":
-            metrics |= score_age(truth.astype(np.float64), guess, faces.spread[rows].astype(np.float64))
+            error, decade = np.abs(guess - truth.astype(np.float64)), (truth // 10).astype(int) * 10
+            errors = {int(d): error[decade == d] for d in np.unique(decade)}
+            metrics["mae_by_decade"] = {d: (len(some), float(some.mean())) for d, some in errors.items()}
+            metrics["errors_by_decade"] = errors
         else:
             classes = len(CLASS_NAMES[task])
             pairs = np.bincount(truth * classes + guess, minlength=classes ** 2)
-            metrics[f"{task}_acc"] = float(100 * (guess == truth).mean())
             metrics[f"{task}_confusion"] = pairs.reshape(classes, classes)
     return metrics
 
 
-def score_age(truth: np.ndarray, guess: np.ndarray, spread: np.ndarray) -> dict:
-    """`score`'s metrics of ages, each (n,) float64 years; spread NaN where it is unknown."""
-    error = np.abs(guess - truth)
-    decade = (truth // 10).astype(int) * 10
-    metrics = {"age_mae": float(error.mean()),
-               "mae_by_decade": {int(d): (int((decade == d).sum()), float(error[decade == d].mean()))
-                                 for d in np.unique(decade)}}
-    given = ~np.isnan(spread)
-    if given.any():
+# figures that are means over faces: their names, and what the mean is multiplied by
+SCALE = {"age_mae": 1, "chalearn_error": 1, "age_in_range": 100, "gender_acc": 100, "emotion_acc": 100}
+SHARES = [name for name, scale in SCALE.items() if scale == 100]
+
+
+def per_face(faces: Faces, predictions: Predictions) -> dict[str, np.ndarray]:
+    """What each face adds to the figures of SCALE: (n,) float64 by figure, NaN where its label is unknown.
+
+    A figure that no face adds to is absent.
+    """
+    result = {}
+    if "age" in predictions.values:
+        guess, spread = predictions.values["age"], faces.spread.astype(np.float64)
+        result["age_mae"] = np.abs(guess - faces.age.astype(np.float64))
         narrowest = 1e-6                # where all guessed the same age, only that age is right
-        relative = error[given] / np.maximum(spread[given], narrowest)
-        metrics["chalearn_error"] = float((1 - np.exp(-relative ** 2 / 2)).mean())
-    return metrics
+        result["chalearn_error"] = 1 - np.exp(-(result["age_mae"] / np.maximum(spread, narrowest)) ** 2 / 2)
+        inside = ((guess >= faces.low) & (guess < faces.high)).astype(np.float64)
+        ranged = ~np.isnan(faces.low)
+        result["age_in_range"] = np.where(ranged, inside, np.nan)
+        result["chalearn_error"][ranged] = np.nan           # a range is not what many guessed
+    for task in CLASS_NAMES:
+        if task in predictions.values:
+            right = (predictions.values[task] == getattr(faces, task)).astype(np.float64)
+            result[f"{task}_acc"] = np.where(faces.known(task), right, np.nan)
+    return {name: values for name, values in result.items() if not np.isnan(values).all()}
+
+
+def interval(values: np.ndarray, share: bool) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values` (n,) float, n > 0.
+
+    Of a share (each value 0 or 1) Wilson's, JASA 22 (1927) 209-212; else the percentiles of 1,000 bootstrap
+    means, drawn from a fixed seed.
+    """
+    count, mean = len(values), values.mean()
+    if share:
+        z = 1.959964
+        centre, half = mean + z**2 / (2 * count), z * math.sqrt(mean * (1 - mean) / count + z**2 /
+                                                                (4 * count**2))
+        return (centre - half) / (1 + z ** 2 / count), (centre + half) / (1 + z ** 2 / count)
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(count, size=count)].mean() for _ in range(1000)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def evaluate(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[str], device: torch.device,
@@ -181,27 +215,94 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def report(metrics: dict) -> str:
-    """All of `score`'s metrics as text; the figures that logs have too under
-    the logs' names, in full precision.
+    """All of `score`'s metrics as text; the figures that logs have too under the logs' names, in full
+    precision.
     """
-    names = {"age mae": "age_mae", "chalearn error": "chalearn_error"}
+    names = {"age mae": "age_mae", "chalearn error": "chalearn_error", "age in range": "age_in_range"}
     names |= {
         name: name for name in ("gender_acc", "emotion_acc", "gender_loss", "age_loss", "emotion_loss")
     }
     lines = [f"{shown}: {metrics[name]}" for shown, name in names.items() if name in metrics]
+    if "age_in_range" in metrics:
+        lines.append("(these ages are told as ranges: the age mae is the distance to the range's middle)")
     if "mae_by_decade" in metrics:
-        rows = [[f"{decade}-{decade + 9}" if decade < OLDEST else f"{decade}", f"{count:,}", f"{years:.2f}"]
-                for decade, (count, years) in metrics["mae_by_decade"].items()]
-        lines += ["", table(["age", "faces", "MAE (years)"], rows)]
+        rows = [[f"{decade}-{decade + 9}" if decade < OLDEST else f"{decade}", f"{len(errors):,}",
+                 *with_interval(errors, False)] for decade, errors in metrics["errors_by_decade"].items()]
+        lines += ["", table(["age", "faces", "MAE (years)", "95 %"], rows)]
     for task, classes in CLASS_NAMES.items():
         if (matrix := metrics.get(f"{task}_confusion")) is not None:
-            recalls = [f"{100 * right / count:.1f}" if count else "-"
-                       for right, count in zip(matrix.diagonal(), matrix.sum(1))]
-            rows = [[name, f"{row.sum():,}", recall, *map(str, row)]
-                    for name, row, recall in zip(classes, matrix, recalls)]
-            header = [f"true {task}", "faces", "recall (%)", *(f"as {name}" for name in classes)]
+            rows = [[
+                name, f"{row.sum():,}",
+                *with_interval(np.repeat([1.0, 0.0], [row[i], row.sum() - row[i]]), True, 1), *map(str, row)
+            ] for i, (name, row) in enumerate(zip(classes, matrix))]
+            header = [f"true {task}", "faces", "recall (%)", "95 %", *(f"as {name}" for name in classes)]
             lines += ["", table(header, rows)]
     return "\n".join(lines)
+
+
+def with_interval(values: np.ndarray, share: bool, digits: int = 2) -> tuple[str, str]:
+    """The mean of `values` (n,) and its 95 % interval as text; of a share in percent."""
+    if not len(values):
+        return "-", ""
+    scale = 100 if share else 1
+    low, high = interval(values, share)
+    return f"{scale * values.mean():.{digits}f}", f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+
+
+FIGURE_NAMES = {
+    "age_mae": "age MAE (years)", "chalearn_error": "ChaLearn's error", "age_in_range": "age in range (%)",
+    "gender_acc": "gender acc (%)", "emotion_acc": "emotion acc (%)"
+}
+
+
+def interval_table(faces: Faces, predictions: Predictions, seen: np.ndarray | None) -> str:
+    """The figures of SCALE with their intervals, over all faces and over those not `seen` (n,) bool in
+    training.
+    """
+    rows = []
+    for name, values in per_face(faces, predictions).items():
+        row, known = [FIGURE_NAMES[name]], ~np.isnan(values)
+        for chosen in (known, known & ~seen) if seen is not None else (known,):
+            row += [*with_interval(values[chosen], name in SHARES), f"{chosen.sum():,}"]
+        rows.append(row)
+    header = ["", "all", "95 %", "faces"] + ["unseen", "95 %", "faces"] * (seen is not None)
+    return table(header, rows)
+
+
+def group_table(faces: Faces, predictions: Predictions) -> str:
+    """The figures of SCALE by group, with their intervals."""
+    figures, rows = per_face(faces, predictions), []
+    for group in np.unique(faces.group[faces.group != ""]):
+        row = [str(group), f"{(faces.group == group).sum():,}"]
+        for name, values in figures.items():
+            row += with_interval(values[(faces.group == group) & ~np.isnan(values)], name in SHARES)
+        rows.append(row)
+    return table(["group", "faces", *(cell for name in figures for cell in (FIGURE_NAMES[name], "95 %"))],
+                 rows)
+
+
+def comparison_table(faces: Faces, rivals: dict[str, Predictions], rows: np.ndarray) -> str:
+    """A row for each of `rivals`: the figures of SCALE over `rows` (n,) bool, with their intervals, and the
+    difference to the
+    first one, face by face, with its interval.
+    """
+    measured = {name: per_face(faces, predictions) for name, predictions in rivals.items()}
+    first = next(iter(measured.values()))
+    figures = [figure for figure in SCALE if any(figure in values for values in measured.values())]
+    cells = []
+    for name, values in measured.items():
+        cells.append([name])
+        for figure in figures:
+            known = rows & ~np.isnan(values.get(figure, np.full(len(faces), np.nan)))
+            cells[-1] += with_interval(values[figure][known], figure in SHARES) if known.any() else ("", "")
+            if values is first or figure not in first or not known.any():
+                cells[-1] += ("", "")
+            else:
+                difference = SCALE[figure] * (values[figure] - first[figure])[known]
+                low, high = interval(difference, False)
+                cells[-1] += (f"{difference.mean():+.2f}", f"{low:+.2f} to {high:+.2f}")
+    columns = [cell for figure in figures for cell in (FIGURE_NAMES[figure], "95 %", "difference", "95 %")]
+    return table(["predictions", *columns], cells)
 
 
 # ---- logs: written and read here --------------------------------------------------------------------------
@@ -306,26 +407,25 @@ def results_table(folder: Path) -> str:
 
 
 def results_row(command: str, epochs: list[dict]) -> list[str]:
-    """A run's row in the results table."""
+    """A run's row in the results table: behind its name, on which sets it was judged."""
     options = parse_command(command)
     tasks = [task for task in TASKS if any(figures[METRICS[task]] for figures in epochs)]
 
     def error(figures: dict) -> float:
         return mean_error({METRICS[task].removeprefix("val_"): figures[METRICS[task]] for task in tasks})
     best = min(epochs, key=error) if tasks else epochs[0]
-    splits = options.get("split", [])
-    pretraining = "imdb-wiki" in splits
-    remarks = [" ".join(splits)] * pretraining
-    remarks += [f"rehearsing {' '.join(options.get('rehearse', []))}"] * ("rehearse" in options)
-    remarks += ["from scratch"] * (bool(command) and not pretraining and "pretrained" not in options)
+    judged = [
+        split for split in options.get("split", []) if set(datasets.SPLITS.get(split, tasks)) & set(tasks)
+    ]
+    remarks = [f"rehearsing {' '.join(options.get('rehearse', []))}"] * ("rehearse" in options)
+    remarks += ["from scratch"] * (bool(command) and "pretrained" not in options)
+    remarks += ["without copies"] * ("without-copies" in options)
     remarks += ["drawn sample"] * (options.get("data") == ["sample"])
     name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
-    name += f" ({', '.join(remarks)})" * bool(remarks)
+    name += f" on {' '.join(judged)}" * bool(judged) + f" ({', '.join(remarks)})" * bool(remarks)
     figures = [f"{best[METRICS[task]]:.2f}" if task in tasks else "" for task in TASKS]
-    return [
-        name, *figures, ", ".join(options.get("weights", [])),
-        options.get("lr", [str(epochs[0].get("lr", ""))])[0]
-    ]
+    rate = options.get("lr") or [str(epochs[0].get("lr", ""))]
+    return [name, *figures, ", ".join(options.get("weights", [])), rate[0]]
 
 
 def parse_command(command: str) -> dict[str, list[str]]:
@@ -353,12 +453,13 @@ def show_logs(args: argparse.Namespace) -> None:
 # ---- judging a split --------------------------------------------------------------------------------------
 
 def judge(args: argparse.Namespace) -> None:
-    """Print the metrics of a model, or of the predictions in a file, on a part of a split."""
+    """Print the metrics of a model, or of the predictions in files, on a part of a split."""
     root, cache = datasets.folders(args)
     tasks = list(datasets.SPLITS[args.split])
     if args.predictions:
-        faces = read_part(args, root, cache, tasks)
-        predictions, title = read_predictions(args.predictions, faces), f"{args.predictions}"
+        faces, size = read_part(args, root, cache, tasks), datasets.SAMPLE_SIZE
+        rivals = {str(file): read_predictions(file, faces) for file in args.predictions}
+        predictions, title = next(iter(rivals.values())), str(args.predictions[0])
     else:
         model, size, tasks, device, title = open_model(args, tasks, datasets.is_drawn(root))
         faces = datasets.decode(read_part(args, root, cache, tasks), size, cache)
@@ -369,12 +470,48 @@ def judge(args: argparse.Namespace) -> None:
     print(f"{args.split} {args.subset}: " +
           ", ".join(f"{part.name.removeprefix(args.split).strip()} {count:,} images"
                     for part, count in zip(faces.parts, counts)))
-    metrics = score(faces, predictions)
-    print(report(metrics))
     if args.save_predictions:
         save_predictions(args.save_predictions, faces, predictions)
+    seen = seen_in_training(args, faces, tasks, size, root, cache)
+    if args.predictions and len(rivals) > 1:
+        return print_comparison(faces, rivals, seen)
+    metrics = score(faces, predictions)
+    print(report(metrics), "", interval_table(faces, predictions, seen), sep="\n")
+    if (faces.group != "").any():
+        print("", group_table(faces, predictions), sep="\n")
     if args.plot:
         plot_split(args.plot, f"{args.split} {args.subset}, {title}", faces, predictions, metrics)
+
+
+def print_comparison(faces: Faces, rivals: dict[str, Predictions], seen: np.ndarray | None) -> None:
+    """Print the predictions in several files side by side, over all faces and over the unseen ones."""
+    print("over all images; differences are to the first row, image by image")
+    print(comparison_table(faces, rivals, np.ones(len(faces), dtype=bool)))
+    if seen is not None and seen.any():
+        print(f"\nover the {(~seen).sum():,} images that are not in the train part")
+        print(comparison_table(faces, rivals, ~seen))
+
+
+def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[str], size: int, root: Path,
+                     cache: Path) -> np.ndarray | None:
+    """Which faces are, pixel by pixel, also in the split's train part, (n,) bool; None where that can't be
+    told.
+    """
+    if args.subset == "train":
+        return None
+    try:
+        train, _ = datasets.read(root, [args.split], "train", tasks, cache)
+    except datasets.Missing:
+        print("the train part is not on disk: which images are in it too can't be told")
+        return None
+    train, decoded = (datasets.decode(table, size, cache) for table in (train, faces))
+    if not len(decoded) or not len(train):
+        print("the images are not on disk: which of them are in the train part too can't be told")
+        return None
+    copied = np.isin(datasets.hashes(decoded), datasets.hashes(train))
+    seen = np.isin(faces.file, decoded.file[copied])
+    print(f"{seen.sum():,} of the images are, pixel by pixel, in the train part too; the others are unseen")
+    return seen
 
 
 def read_part(args: argparse.Namespace, root: Path, cache: Path, tasks: Collection[str]) -> Faces:
@@ -416,7 +553,7 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
             values = {task: np.full(len(faces), np.nan) for task in TASKS if task in row}
             if not values:
                 raise DataError(f"{file}: no column age, gender or emotion; expected image and any of these")
-        name = row["image"].strip()
+        name = known_name(row["image"].strip(), place)
         doubled += [name] * (name in seen)
         unknown += [name] * (name not in place)
         seen.add(name)
@@ -433,6 +570,14 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
             raise DataError(f"{file}: {len(names):,} {what}: {datasets.few(names)}")
     return Predictions({task: column if task == "age" else np.nan_to_num(column).astype(np.int64)
                         for task, column in values.items()})
+
+
+def known_name(name: str, known: Collection[str]) -> str:
+    """The end of a path that is one of the `known` names, as spreadsheets of pictures have it; else
+    `name`.
+    """
+    parts = name.replace("\\", "/").split("/")[-50:]
+    return next((end for i in range(len(parts)) if (end := "/".join(parts[i:])) in known), name)
 
 
 def parse_prediction(text: str, task: str, where: str) -> float:
@@ -834,8 +979,9 @@ def make_parser() -> datasets.Parser:
                         help="where runs save (default: checkpoints)")
     parser.add_argument("--tta", action="store_true",
                         help="average the predictions for each image and its mirror image")
-    parser.add_argument("--predictions", type=Path, metavar="FILE.csv",
-                        help="score these predictions instead of a model's")
+    parser.add_argument(
+        "--predictions", type=Path, nargs="+", default=[], metavar="FILE.csv",
+        help="score these predictions instead of a model's; several are compared to the first")
     parser.add_argument("--save-predictions", type=Path, metavar="FILE.csv",
                         help="write the model's predictions for the split")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv",
@@ -868,6 +1014,8 @@ def check_options(parser: datasets.Parser, args: argparse.Namespace) -> None:
     if "predictions" in given and ("split" not in given or of_a_model):
         parser.error("--predictions goes with --split, and with no model: "
                      "no --checkpoint, --tta, --save-predictions")
+    if len(args.predictions) > 1 and "plot" in given:
+        parser.error("--plot goes with one file of --predictions")
     if "pictures" not in given and given & {"csv", "out", "detect"}:
         parser.error("--csv, --out and --detect go with pictures")
     saved_without_split = "save_predictions" in given and "split" not in given
@@ -883,9 +1031,10 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Raise DataError where a file that is asked for can't be written,
     or is one that is read; before any work.
     """
-    inputs = [Path(name) for name in (args.checkpoint, args.predictions, *args.pictures) if name]
-    if args.predictions and not args.predictions.is_file():
-        raise DataError(f"no file {args.predictions}")
+    inputs = [Path(name) for name in (args.checkpoint, *args.predictions, *args.pictures) if name]
+    for file in args.predictions:
+        if not file.is_file():
+            raise DataError(f"no file {file}")
     for file in (args.save_predictions, args.csv, args.plot, args.export):
         if file is None:
             continue

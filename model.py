@@ -45,6 +45,7 @@ DRAWS = 13                              # random numbers that an image gets for 
 
 # losses
 AGE_SIGMA = 2                           # years, of the Gaussian that age classes are trained towards
+WIDEST_SIGMA = 6                        # years, of a label that is a guess or a range
 AGE_DISTANCE = 0.1                      # weight of the distance in years beside the cross-entropy
 AGE_LOSS = 0.5                          # of the sum, whose gradients are more than twice those of the others
 SMOOTHING = 0.1                         # of the labels of gender and emotion
@@ -232,21 +233,24 @@ def losses(outputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
     for task, logits in outputs.items():
         label = getattr(labels, task)
         if task == "age":
-            result[task] = age_loss(logits.float(), label.nan_to_num()).masked_fill(~known(labels, task), 0)
+            loss = age_loss(logits.float(), label.nan_to_num(), labels.spread.nan_to_num())
+            result[task] = loss.masked_fill(~known(labels, task), 0)
         else:
             result[task] = F.cross_entropy(logits.float(), label, reduction="none", ignore_index=-1,
                                            label_smoothing=SMOOTHING)
     return result
 
 
-def age_loss(logits: Tensor, age: Tensor) -> Tensor:
+def age_loss(logits: Tensor, age: Tensor, spread: Tensor) -> Tensor:
     """Cross-entropy against a Gaussian around the label, and the distance of the expected age to the label.
 
-    DLDL-v2, Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018.
-    Args: logits (n, 101) float32; age (n,) years. Returns: (n,) float32.
+    DLDL-v2, Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018. The
+    Gaussian widens with the label's own spread, up to WIDEST_SIGMA.
+    Args: logits (n, 101) float32; age and its spread (n,) years. Returns: (n,) float32.
     """
+    sigma = (AGE_SIGMA ** 2 + spread ** 2).sqrt().clamp(max=WIDEST_SIGMA).unsqueeze(1)
     ages = torch.arange(CLASSES["age"], dtype=torch.float32, device=logits.device)
-    target = (-((ages - age.unsqueeze(1)) / AGE_SIGMA) ** 2 / 2).softmax(1)
+    target = (-((ages - age.unsqueeze(1)) / sigma) ** 2 / 2).softmax(1)
     distance = (expected_age(logits) - age).abs()
     return AGE_LOSS * (F.cross_entropy(logits, target, reduction="none") + AGE_DISTANCE * distance)
 

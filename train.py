@@ -44,7 +44,8 @@ SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
-            "lr", "seed")
+            "lr", "seed", "without_copies")
+NEWER_SETTINGS = {"without_copies": False}          # which checkpoints of earlier versions don't tell
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------
@@ -354,6 +355,9 @@ def make_parser() -> datasets.Parser:
         f"(default: {LEARNING_RATE})")
     parser.add_argument("--seed", type=datasets.in_range(int, 0, 2 ** 63 - 1), default=0, metavar="N",
                         help="same seed, same log (default: 0)")
+    parser.add_argument(
+        "--without-copies", action="store_true",
+        help="leave out of training the pictures that are, pixel by pixel, also in valid or test")
     parser.add_argument("--device", metavar="NAME",
                         help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument(
@@ -433,13 +437,15 @@ def read_resumed(file: Path) -> dict:
         name for part, kinds in expected for name, kind in kinds.items()
         if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)
     ]
+    content["settings"] = {**NEWER_SETTINGS, **content.get("settings", {})} if not lacking else {}
     lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
     if lacking:
         raise models.CheckpointError(f"{file}: tells no {', '.join(lacking)}; expected a run's last.pth")
     for name, value in {**training["folders"], **content["settings"]}.items():
         values = value if isinstance(value, list) else [value]
         if not all(
-                type(each) in (int, float, type(None)) or type(each) is str and not each.startswith("-")
+                type(each) in (int, float, bool,
+                               type(None)) or type(each) is str and not each.startswith("-")
                 for each in values):
             raise models.CheckpointError(
                 f"{file}: its {reprlib.repr(name)} is {reprlib.repr(value)}; expected a run's last.pth")
@@ -460,9 +466,12 @@ def as_text(value: object) -> list[str]:
 
 
 def as_arguments(settings: dict) -> list[str]:
-    """Settings as the command line that gives them, without those that are None or an empty list."""
-    return [text for name, value in settings.items() if value not in (None, [])
-            for text in (f"--{name.replace('_', '-')}", *as_text(value))]
+    """Settings as the command line that gives them, without those that are None, False or an empty list."""
+    words = []
+    for name, value in settings.items():
+        if value is not None and value is not False and value != []:
+            words += [f"--{name.replace('_', '-')}", *(as_text(value) if value is not True else [])]
+    return words
 
 
 def processes() -> Share:
@@ -508,6 +517,8 @@ def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
     tasks = trained_tasks(args)
     faces, valid = (datasets.load(args.root, splits, subset, tasks, args.image_size, args.cache_folder)
                     for splits, subset in ((args.split + args.rehearse, "train"), (args.split, "valid")))
+    if args.without_copies:
+        faces = datasets.without_copies(faces, [valid, *load_test(args, tasks)])
     for part, subset in ((faces, "train"), (valid, "valid")):
         for task in tasks:
             if not part.known(task).any():
@@ -518,6 +529,16 @@ def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
         raise DataError(f"--batch-size and the images of an epoch: at least 2 for each of "
                         f"{share.world} process{'es' * (share.world > 1)} are needed")
     return faces, valid
+
+
+def load_test(args: argparse.Namespace, tasks: list[str]) -> list[Faces]:
+    """The test parts of the splits, as far as they are on disk."""
+    tables = []
+    for split in args.split + args.rehearse:
+        with contextlib.suppress(datasets.Missing):
+            table, _ = datasets.read(args.root, [split], "test", tasks, args.cache_folder)
+            tables.append(datasets.decode(table, args.image_size, args.cache_folder))
+    return tables
 
 
 def settings_of(args: argparse.Namespace) -> dict:

@@ -1,4 +1,5 @@
-"""The CUDA path on a machine without a GPU: in fake tensors, which know shapes, types and devices and hold no values.
+"""The CUDA path on a machine without a GPU: in fake tensors, which know shapes, types and devices and hold
+no values.
 
 A tensor that stays on the CPU by mistake raises there. The backward pass needs a real GPU.
 """
@@ -21,7 +22,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *arguments: True)
-    models.constant.cache_clear()               # a fake constant must not outlive the test, nor a real one enter it
+    models.constant.cache_clear()    # a fake constant must not outlive the test, nor a real one enter it
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield torch.device("cuda:0")
     models.constant.cache_clear()
@@ -32,16 +33,18 @@ def faces():
     """Ten faces in colour with age and gender, six grey ones with an emotion."""
     colour = datasets.new_faces(None, [str(i) for i in range(10)], age=range(10), gender=[0, 1] * 5)
     grey = datasets.new_faces(None, [str(i) for i in range(6)], emotion=range(6))
-    colour.parts[0].pixels, grey.parts[0].pixels = np.zeros((10, 64, 64, 3), np.uint8), np.zeros((6, 48, 48, 1), np.uint8)
+    colour.parts[0].pixels, grey.parts[0].pixels = np.zeros((10, 64, 64, 3), np.uint8), np.zeros(
+        (6, 48, 48, 1), np.uint8)
     return datasets.join([colour, grey])
 
 
 def trainer_on(gpu, faces, monkeypatch, precision):
     monkeypatch.setattr(models, "fast_precision", lambda device: precision)
-    monkeypatch.setattr(torch.optim, "SGD", lambda *arguments, **options: None)      # asks for the real device
-    args = argparse.Namespace(weights=[1, 1, 1], samples=None, batch_size=16, image_size=64, epochs=1, lr=0.1, seed=0,
-                              compile=False)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *arguments, **options: module)        # it is there already
+    monkeypatch.setattr(torch.optim, "SGD", lambda *arguments, **options: None)    # asks for the real device
+    args = argparse.Namespace(weights=[1, 1, 1], samples=None, batch_size=16, image_size=64, epochs=1,
+                              lr=0.1, seed=0, compile=False)
+    # it is there already
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *arguments, **options: module)
     with torch.device(gpu):
         trainer = train.Trainer(args, gpu)
     trainer.start(faces)
@@ -78,7 +81,8 @@ def test_evaluation(network, gpu, faces, tta):
     outputs = evaluate.logits_of(network, images, 64, datasets.TASKS, tta)
     losses = models.losses(outputs, datasets.labels_of(faces, rows, gpu))
     for task, logits in outputs.items():
-        assert (logits.shape, logits.dtype, logits.device) == ((16, models.CLASSES[task]), torch.float32, gpu)
+        assert (logits.shape, logits.dtype, logits.device) == ((16, models.CLASSES[task]), torch.float32,
+                                                               gpu)
         assert losses[task].device == gpu
     assert models.expected_age(outputs["age"]).device == gpu
 

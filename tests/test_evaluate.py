@@ -89,7 +89,8 @@ def test_chalearn_error_where_all_guessed_the_same_age():
 
 def test_what_was_not_predicted_or_has_no_label_is_not_measured():
     predictions = Predictions({"age": np.array([20.0]), "gender": np.array([1])})
-    assert set(evaluate.score(faces(age=[20], emotion=[3]), predictions)) == {"age_mae", "mae_by_decade"}
+    assert set(evaluate.score(faces(age=[20], emotion=[3]), predictions)) == {"age_mae", "mae_by_decade",
+                                                                              "errors_by_decade"}
 
 
 def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypatch):
@@ -163,9 +164,9 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
     assert [row[0] for row in rows[2:7]] == [f"ResNet-18-{tasks} (seed)" for tasks in (
         "Age-Gender-Emotion", "Age-Gender-Emotion", "Age", "Gender", "Emotion")]
     assert rows[7:] == [
-        ["ResNet-18-Age-Gender (imdb-wiki)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
-        ["ResNet-18-Age-Gender-Emotion", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
-        ["ResNet-18-Emotion (from scratch, drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
+        ["ResNet-18-Age-Gender on imdb-wiki (from scratch)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
+        ["ResNet-18-Age-Gender-Emotion on cvpr2016 fer2013", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
+        ["ResNet-18-Emotion on fer2013 (from scratch, drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
     assert "4.txt: no finished epoch" in done.stderr
     assert "no logs" in run("evaluate.py", "--logs", tmp_path / "nowhere", cwd=tmp_path, status=2).stderr
 

@@ -245,7 +245,7 @@ def test_pretraining_and_fine_tuning(place):
     (log,) = place.glob("logs/*_cvpr2016+fer2013_1-0.1-1.txt")
     assert f"{best}: 132 of the model's 132 tensors loaded" in log.read_text()
     table = run("evaluate.py", "--logs", "logs", cwd=place).stdout
-    assert "ResNet-18-Age-Gender (imdb-wiki, drawn sample)" in table and "1, 0.1, 1" in table
+    assert "ResNet-18-Age-Gender on imdb-wiki (from scratch, drawn sample)" in table and "1, 0.1, 1" in table
 
 
 def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
@@ -258,7 +258,8 @@ def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
     assert "imdb-wiki imdb_crop train: " in text and "cvpr2016 age valid" in text
     assert "imdb-wiki imdb_crop valid" not in text
     table = run("evaluate.py", "--logs", "logs", cwd=place).stdout
-    assert "ResNet-18-Age-Gender-Emotion (rehearsing imdb-wiki, from scratch, drawn sample)" in table
+    name = "ResNet-18-Age-Gender-Emotion on cvpr2016 fer2013"
+    assert f"{name} (rehearsing imdb-wiki, from scratch, drawn sample)" in table
 
 
 def test_two_processes_train_as_one_and_validate_every_image_once(place):
