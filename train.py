@@ -224,7 +224,9 @@ class Run:
             for again in itertools.count(1):
                 self.folder = args.checkpoints / (name + f"-{again}" * (again > 1))
                 self.log_file = args.logs / f"{self.folder.name}.txt"
-                with contextlib.suppress(FileExistsError):  # of an earlier run, or of one that was as quick
+                if self.log_file.exists():
+                    continue
+                with contextlib.suppress(FileExistsError):  # another process was as quick
                     self.folder.mkdir()
                     self.claim()
                     self.lines = open(self.log_file, "x", encoding="utf-8", errors="backslashreplace")
