@@ -17,6 +17,7 @@ import csv
 import io
 import math
 import re
+import reprlib
 import shlex
 import stat
 import sys
@@ -397,11 +398,11 @@ SEED_ROWS = [       # the table of the document that this project implements
 METRICS = {"age": "age_mae", "gender": "val_gender_acc", "emotion": "val_emotion_acc"}    # names in a log
 
 
-def results_table(folder: Path) -> str:
-    """The seed's table and under it a row for each log in `folder`: its best epoch, by `mean_error`.
-    Raises DataError.
+def results_table(logs: dict[Path, tuple[str, list[dict]]]) -> str:
+    """The seed's table and under it a row for each of `logs` (see `read_logs`): its best epoch, by
+    `mean_error`.
     """
-    rows = [results_row(command, epochs) for command, epochs in read_logs(folder).values()]
+    rows = [results_row(command, epochs) for command, epochs in logs.values()]
     return table(["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"],
                  SEED_ROWS + rows)
 
@@ -445,9 +446,10 @@ def parse_command(command: str) -> dict[str, list[str]]:
 
 def show_logs(args: argparse.Namespace) -> None:
     """Print the results table of the logs in --logs, and plot them."""
-    print(results_table(args.logs))
+    logs = read_logs(args.logs)
+    print(results_table(logs))
     if args.plot:
-        plot_logs(args.plot, args.logs)
+        plot_logs(args.plot, logs)
 
 
 # ---- judging a split --------------------------------------------------------------------------------------
@@ -637,7 +639,7 @@ def face_margin(content: dict, file: Path) -> float:
     """
     margin = content.get("margin", MARGIN)
     if type(margin) not in (int, float) or not 0 <= margin <= 2:
-        raise models.CheckpointError(f"{file}: a margin of {one_line(margin)[:50]} around faces; "
+        raise models.CheckpointError(f"{file}: a margin of {reprlib.repr(margin)} around faces; "
                                      "expected 0 to 2 times the face")
     return margin
 
@@ -929,11 +931,15 @@ def plot_confusion(ax, task: str, matrix: np.ndarray, accuracy: float) -> None:
     ax.set_yticklabels(names)
 
 
-def plot_logs(file: Path, folder: Path) -> None:
-    """Losses and metrics over epochs of each log in `folder`: a colour a run, training dashed, valid solid.
-    Raises DataError.
+LARGEST_FIGURE = 1e9                    # a log's larger ones are not drawn
+
+
+def plot_logs(file: Path, logs: dict[Path, tuple[str, list[dict]]]) -> None:
+    """Losses and metrics over the epochs of each of `logs` (see `read_logs`): a colour a run, training
+    dashed,
+    valid solid. Raises DataError.
     """
-    runs = {log.stem: epochs for log, (_, epochs) in read_logs(folder).items()}
+    runs = {log.stem: epochs for log, (_, epochs) in logs.items()}
     titles = {f"{task}_loss": f"{task} loss" for task in TASKS}
     titles |= {
         "age_mae": "age MAE (years)", "gender_acc": "gender accuracy (%)",
@@ -943,14 +949,14 @@ def plot_logs(file: Path, folder: Path) -> None:
                 for name, value in figures.items() if value}
     shown = [name for name in titles if name in measured]
     if not shown:
-        raise DataError(f"{folder}: no finished epoch in its logs")
+        raise DataError(f"{file}: not drawn, there is no finished epoch")
     figure, axes = new_figure(len(shown), "training dashed, valid solid")
     for ax, name in zip(axes, shown):
         for i, (run, epochs) in enumerate(runs.items()):
             for key, style in ((name, "-" if name == "age_mae" else "--"), (f"val_{name}", "-")):
                 points = [(figures.get("epoch", place), figures[key])
                           for place, figures in enumerate(epochs, 1)
-                          if figures.get(key)]
+                          if figures.get(key) and abs(figures[key]) < LARGEST_FIGURE]
                 if points:
                     ax.plot(*zip(*points), style, color=f"C{i % 10}", marker=".",
                             label=run if style == "-" else None)

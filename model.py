@@ -355,7 +355,7 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
         raise CheckpointError(f"{file}: not a checkpoint of this project, it tells no {', '.join(lacking)}; "
                               "train.py --pretrained takes others' weights")
     for key, value in description().items():
-        if not isinstance(content[key], type(value)) or content[key] != value:
+        if not same_plain(content[key], value):
             raise CheckpointError(
                 f"{file}: its {key} are {reprlib.repr(content[key])}; this code's are {value}")
     size, tasks = content["image_size"], content["tasks"]
@@ -367,6 +367,16 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
     model = FaceNet()
     load_state(model, content["model"], file)
     return model, content
+
+
+def same_plain(value: object, expected: int | list) -> bool:
+    """Whether a value of a file is `expected`, a plain one; a tensor, which equals nothing plainly, is
+    not.
+    """
+    if isinstance(expected, list):
+        return (isinstance(value, list) and len(value) == len(expected)
+                and all(same_plain(own, other) for own, other in zip(value, expected)))
+    return type(value) is type(expected) and value == expected
 
 
 def load_state(model: FaceNet, state: object, file: Path) -> None:
@@ -394,8 +404,12 @@ def check_tensor(value: object, expected: Tensor, where: str) -> None:
 
 def is_plain(value: object) -> bool:
     """Whether `value` is a dense tensor of real numbers on the CPU."""
-    return (isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-            and not value.is_nested and not value.is_quantized and not value.is_complex())
+    return (isinstance(value, Tensor) and value.dtype in PLAIN_TYPES and value.layout is torch.strided
+            and value.device.type == "cpu" and not value.is_nested)
+
+
+PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8,
+               torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 def state_dict_in(content: dict) -> dict[str, object]:
@@ -472,7 +486,8 @@ def load_weights(model: FaceNet, file: str | Path) -> str:
         name.rpartition(".")[0] for name in own if name not in fits and "num_batches" not in name)
     if new:
         line += f"; new: {', '.join(new)}"
-    heads = [state[name] for name, ours in named.items() if ours == "age.2.weight" and ours not in fits]
+    heads = [state[name] for name, ours in named.items()
+             if ours == "age.2.weight" and ours not in fits and state[name].dim()]
     if heads:
         line += f" (its age head tells {len(heads[0])} ages, not {CLASSES['age']})"
     if homeless:

@@ -45,6 +45,7 @@ CHECK_EVERY = 50                        # steps between looks at the losses, eac
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
             "lr", "seed", "without_copies")
+FOLDERS = ("data", "cache", "logs", "device")       # what it may have anew
 NEWER_SETTINGS = {"without_copies": False}          # which checkpoints of earlier versions don't tell
 
 
@@ -65,7 +66,9 @@ class Trainer:
             getattr(self.model, task).requires_grad_(False)
         self.model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, args.lr)
-        self.precision = models.fast_precision(device)
+        # of a single pixel, which 16 pixels shrink to, oneDNN's bfloat16 gradients are undefined (torch
+        # 2.14)
+        self.precision = models.fast_precision(device) if args.image_size > 16 else torch.float32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
 
     def start(self, faces: Faces) -> None:
@@ -175,7 +178,8 @@ class Trainer:
             models.check_tensor(buffer, parameter, f"{file}: momentum {i}")
             self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter).clone(
                 memory_format=torch.preserve_format)
-        scaler = content["training"].get("scaler") or {}
+        scaler = content["training"].get("scaler")
+        scaler = scaler if isinstance(scaler, dict) else {}
         scale, growth = scaler.get("scale"), scaler.get("_growth_tracker")
         sound = type(scale) is float and 0 < scale < math.inf and type(growth) is int
         if self.scaler.is_enabled() and sound:
@@ -443,7 +447,12 @@ def read_resumed(file: Path) -> dict:
     lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
     if lacking:
         raise models.CheckpointError(f"{file}: tells no {', '.join(lacking)}; expected a run's last.pth")
+    if not all(type(name) is str and type(count) is int for name, count in training["rows"].items()):
+        raise models.CheckpointError(f"{file}: tells no rows; expected a run's last.pth")
     for name, value in {**training["folders"], **content["settings"]}.items():
+        if name not in (*FOLDERS, *SETTINGS):
+            raise models.CheckpointError(
+                f"{file}: tells --{reprlib.repr(name).strip(chr(39))}, which a run does not have")
         values = value if isinstance(value, list) else [value]
         if not all(
                 type(each) in (int, float, bool,
@@ -553,7 +562,8 @@ def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: t
     """Write what the run is: its command line, machine, sets, what is left out,
     and `notes` on how it begins.
     """
-    run.log(shlex.join(["train.py", *as_arguments({"data": args.data, **settings_of(args)})]))
+    command = as_arguments({"data": args.data, **settings_of(args)})
+    run.log(datasets.one_line(shlex.join(["train.py", *command])))
     device, world = trainer.device, trainer.share.world
     kind = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(
         device)
@@ -567,7 +577,7 @@ def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: t
             for line in [datasets.describe(rows, part.name)[0], *datasets.left_out(rows)]:
                 run.log(line)
     for note in notes:
-        run.log(note)
+        run.log(datasets.one_line(note))
 
 
 def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict) -> dict:
@@ -659,7 +669,7 @@ def main() -> int | None:
     rows = count_rows(tables)
     if resumed and rows != resumed["training"]["rows"]:
         raise DataError(f"{args.data}: its data changed since the run began, "
-                        f"from {resumed['training']['rows']} to {rows} faces")
+                        f"from {reprlib.repr(resumed['training']['rows'])} to {rows} faces")
     if share.world > 1:    # only now: while one process decodes, the others wait for the cache
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     trainer.start(faces)

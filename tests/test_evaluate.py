@@ -128,7 +128,7 @@ def test_seed_log_reads_back_and_is_written_to_the_letter(tmp_path):
     lines = zip(stamps, evaluate.epoch_lines(measured), strict=True)
     assert "".join(f"{stamp}{line}\n" for stamp, line in lines) == SEED_LOG
     row = r"\| ResNet-18-Age-Gender +\| +12.49 \| +87.21 \| +\| +\| +0.01 \|"
-    assert re.search(row, evaluate.results_table(tmp_path))
+    assert re.search(row, evaluate.results_table(evaluate.read_logs(tmp_path)))
 
 
 def test_log_of_a_run_that_was_killed_and_resumed(tmp_path):
