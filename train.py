@@ -452,7 +452,7 @@ def read_resumed(file: Path) -> dict:
     for name, value in {**training["folders"], **content["settings"]}.items():
         if name not in (*FOLDERS, *SETTINGS):
             raise models.CheckpointError(
-                f"{file}: tells --{reprlib.repr(name).strip(chr(39))}, which a run does not have")
+                f"{file}: tells --{name}, which a run does not have")
         values = value if isinstance(value, list) else [value]
         if not all(
                 type(each) in (int, float, bool,
