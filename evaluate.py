@@ -14,16 +14,20 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import csv
+import functools
 import io
 import math
+import queue
 import re
-import reprlib
 import shlex
 import stat
 import sys
-from collections.abc import Collection, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,12 +36,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 import datasets
 import model as models
-from datasets import CLASS_NAMES, OLDEST, TASKS, DataError, Faces, Share, one_line
+from datasets import CLASS_NAMES, EMOTIONS, OLDEST, TASKS, DataError, Faces, Share, one_line
 
 BATCH = 64    # images at a time, always: figures of a log and of this script agree to the last digit
 SHIPPED = Path(__file__).resolve().with_name("checkpoints") / "resnet18-age-gender-emotion.pth"
-MARGIN = 0.4                            # of a face's side, on each side of it, as IMDB-WIKI's crops have it
 # years, percent; the seed's 1 1 1 run
+COPY_SIZE = 64                          # pixels at which copies are looked for, where no model has a size
 SEED_ERRORS = {"age": 12.23, "gender": 100 - 86.63, "emotion": 100 - 52.91}
 
 
@@ -172,9 +176,9 @@ def interval(values: np.ndarray, share: bool) -> tuple[float, float]:
     count, mean = len(values), values.mean()
     if share:
         z = 1.959964
-        centre, half = mean + z**2 / (2 * count), z * math.sqrt(mean * (1 - mean) / count + z**2 /
-                                                                (4 * count**2))
-        return (centre - half) / (1 + z ** 2 / count), (centre + half) / (1 + z ** 2 / count)
+        centre = mean + z ** 2 / (2 * count)
+        half = z * math.sqrt(mean * (1 - mean) / count + z ** 2 / (4 * count ** 2))
+        return max(0.0, (centre - half) / (1 + z**2 / count)), min(1.0, (centre + half) / (1 + z**2 / count))
     rng = np.random.default_rng(0)
     means = [values[rng.integers(count, size=count)].mean() for _ in range(1000)]
     low, high = np.percentile(means, (2.5, 97.5))
@@ -459,22 +463,24 @@ def judge(args: argparse.Namespace) -> None:
     root, cache = datasets.folders(args)
     tasks = list(datasets.SPLITS[args.split])
     if args.predictions:
-        faces, size = read_part(args, root, cache, tasks), datasets.SAMPLE_SIZE
+        faces, size, detect = read_part(args, root, cache, tasks), COPY_SIZE, False
         rivals = {str(file): read_predictions(file, faces) for file in args.predictions}
         predictions, title = next(iter(rivals.values())), str(args.predictions[0])
     else:
-        model, size, tasks, device, title = open_model(args, tasks, datasets.is_drawn(root))
-        faces = datasets.decode(read_part(args, root, cache, tasks), size, cache)
+        opened = open_model(args, tasks, datasets.is_drawn(root))
+        size, tasks, title, detect = opened.size, opened.tasks, opened.file, opened.detected
+        faces = datasets.decode(read_part(args, root, cache, tasks), size, cache, detect)
         datasets.check_usable(faces, tasks)
         print(*datasets.left_out(faces), sep="\n", end="\n" * bool(datasets.left_out(faces)))
-        predictions = predict(model, faces, size, tasks, device, args.tta)
+        predictions = predict(opened.model, faces, size, tasks, opened.device, args.tta)
     counts = np.bincount(faces.part, minlength=len(faces.parts))
-    print(f"{args.split} {args.subset}: " +
-          ", ".join(f"{part.name.removeprefix(args.split).strip()} {count:,} images"
-                    for part, count in zip(faces.parts, counts)))
+    print(f"{args.split} {args.subset}: " + ", ".join(
+        f"{part.name.removeprefix(args.split).removesuffix(args.subset).strip()} {count:,} images".strip()
+        for part, count in zip(faces.parts, counts)))
     if args.save_predictions:
         save_predictions(args.save_predictions, faces, predictions)
-    seen = seen_in_training(args, faces, tasks, size, root, cache)
+    seen = seen_in_training(args, faces, tasks, root,
+                            functools.partial(datasets.decode, size=size, cache=cache, detect=detect))
     if args.predictions and len(rivals) > 1:
         return print_comparison(faces, rivals, seen)
     metrics = score(faces, predictions)
@@ -494,25 +500,27 @@ def print_comparison(faces: Faces, rivals: dict[str, Predictions], seen: np.ndar
         print(comparison_table(faces, rivals, ~seen))
 
 
-def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[str], size: int, root: Path,
-                     cache: Path) -> np.ndarray | None:
+def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[str], root: Path,
+                     decode: Callable[[Faces], Faces]) -> np.ndarray | None:
     """Which faces are, pixel by pixel, also in the split's train part, (n,) bool; None where that can't be
     told.
     """
     if args.subset == "train":
         return None
     try:
-        train, _ = datasets.read(root, [args.split], "train", tasks, cache)
+        train, _ = datasets.read(root, [args.split], "train", tasks, args.cache or root / ".cache")
     except datasets.Missing:
         print("the train part is not on disk: which images are in it too can't be told")
         return None
-    train, decoded = (datasets.decode(table, size, cache) for table in (train, faces))
+    train, decoded = decode(train), decode(faces)
     if not len(decoded) or not len(train):
         print("the images are not on disk: which of them are in the train part too can't be told")
         return None
     copied = np.isin(datasets.hashes(decoded), datasets.hashes(train))
     seen = np.isin(faces.file, decoded.file[copied])
-    print(f"{seen.sum():,} of the images are, pixel by pixel, in the train part too; the others are unseen")
+    print(
+        f"{seen.sum():,} of the images are, pixel by pixel, in the train part too; "
+        "unseen are those that are not in this split's train part")
     return seen
 
 
@@ -598,26 +606,36 @@ def parse_prediction(text: str, task: str, where: str) -> float:
 
 # ---- checkpoints to judge and to give on ------------------------------------------------------------------
 
-def open_model(args: argparse.Namespace, tasks: Collection[str],
-               drawn: bool) -> tuple[models.FaceNet, int, list[str], torch.device, Path]:
-    """The model that --checkpoint names, or the newest one; its image size; those of `tasks` that it was
-    trained for; its device; its file. `drawn`: whether the faces it will see are drawn. Raises DataError.
+@dataclass
+class Opened:
+    """A checkpoint's model, ready for use, and what it tells of itself."""
+    model: models.FaceNet
+    file: Path
+    size: int                           # pixels of its images
+    tasks: list[str]                    # those asked for that it was trained for
+    device: torch.device
+    detected: bool                      # its training faces were found by --detect
+
+
+def open_model(args: argparse.Namespace, tasks: Collection[str], drawn: bool) -> Opened:
+    """The model that --checkpoint names, or the newest one, for some of `tasks`.
+
+    `drawn`: whether the faces it will see are drawn. Raises DataError.
     """
     device = models.pick_device(args.device)
     models.compute_alike()
     file = newest_checkpoint(args.checkpoints) if args.checkpoint is None else args.checkpoint
     model, content = models.open_checkpoint(file)
-    trained = content["tasks"]
+    trained, detected = content["tasks"], content.get("detected") is True
     if not (chosen := [task for task in tasks if task in trained]):
         raise DataError(f"{file}: trained for {', '.join(trained)}; {args.split} tells {', '.join(tasks)}; "
                         "--checkpoint names another")
     epoch = f"; epoch {content['epoch']}" if type(content.get("epoch")) is int else ""
-    print(f"{file}: {content['image_size']} px, trained for {', '.join(trained)}{epoch}"
-          + "; mean of image and mirror image (--tta)" * args.tta)
+    print(f"{file}: {content['image_size']} px, trained for {', '.join(trained)}{epoch}" +
+          "; detected faces" * detected + "; mean of image and mirror image (--tta)" * args.tta)
     if content.get("drawn") is True and not drawn:
         print("trained on drawn faces: what it tells of photos means nothing; --checkpoint names another")
-    args.margin = face_margin(content, file) if args.margin is None else args.margin
-    return model.to(device), content["image_size"], chosen, device, file
+    return Opened(model.to(device), file, content["image_size"], chosen, device, detected)
 
 
 def newest_checkpoint(folder: Path | None) -> Path:
@@ -633,24 +651,12 @@ def newest_checkpoint(folder: Path | None) -> Path:
     return SHIPPED
 
 
-def face_margin(content: dict, file: Path) -> float:
-    """What the crops that a checkpoint is for have on each side of a face, in its sides.
-    Raises CheckpointError.
-    """
-    margin = content.get("margin", MARGIN)
-    if type(margin) not in (int, float) or not 0 <= margin <= 2:
-        raise models.CheckpointError(f"{file}: a margin of {reprlib.repr(margin)} around faces; "
-                                     "expected 0 to 2 times the face")
-    return margin
-
-
 def export(args: argparse.Namespace) -> None:
     """Write a checkpoint's network in half precision with what using it needs, and nothing else.
     Raises CheckpointError.
     """
     file = newest_checkpoint(args.checkpoints) if args.checkpoint is None else args.checkpoint
     model, content = models.open_checkpoint(file)
-    margin = face_margin(content, file) if args.margin is None else args.margin
     tensors = {
         name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
@@ -659,66 +665,157 @@ def export(args: argparse.Namespace) -> None:
         raise models.CheckpointError(
             f"{args.export}: not written, {wrong[0]} holds values that half precision can't")
     kept = {key: content[key] for key in ("image_size", "tasks", *models.description())}
-    content = {"model": tensors, "margin": margin, "drawn": content.get("drawn") is True, **kept}
-    models.write_checkpoint(content, args.export)
-    print(f"{args.export}: {args.export.stat().st_size / 1e6:.1f} MB, "
-          f"for crops with {100 * margin:g} % of the face on each side")
+    told = {key: content.get(key) is True for key in ("drawn", "detected")}
+    models.write_checkpoint({"model": tensors, **kept, **told}, args.export)
+    print(f"{args.export}: {args.export.stat().st_size / 1e6:.1f} MB")
 
 
 # ---- pictures of one's own --------------------------------------------------------------------------------
+
+class Looked(NamedTuple):
+    """What a picture showed."""
+    file: Path
+    found: list[datasets.Found | None] = []     # its faces; one None where the whole picture is taken
+    crops: list[np.ndarray] = []        # each face's square, (size, size, 3) uint8
+    image: Image.Image | None = None    # if it is to be annotated
+    scale: float = 1    # the file's pixels in one of the image's, which may come at a fraction
+    error: str = ""                     # why it could not be read
+
 
 @torch.inference_mode()
 def predict_pictures(args: argparse.Namespace) -> int:
     """Print a line for each face; pictures that can't be read are named on stderr.
     Returns the exit status: 1 if any.
     """
-    model, size, tasks, device, _ = open_model(args, TASKS, False)
+    opened = open_model(args, TASKS, False)
     if args.detect:
-        find_faces(Image.new("RGB", (64, 64)))          # tells a missing detector before anything is written
-    else:
-        print("the whole picture is taken as the face's crop; --detect finds the faces in a photo")
+        datasets.detector()                             # tells a missing detector before anything is written
+    print(framing_note(args.detect, opened.detected), end="")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    network = models.fuse(model).to(memory_format=torch.channels_last)
-
-    def look(crop: np.ndarray) -> tuple[list[str], str]:
-        return in_words(logits_of(network, [torch.from_numpy(crop[None]).to(device)], size, tasks, args.tta))
-
-    columns = [
-        name for task in tasks for name in ([task] if task == "age" else [task, f"{task}_probability"])
-    ]
-    header = ["image", *(["left", "top", "right", "bottom"] if args.detect else []), *columns]
-    rows, read, unreadable = [], 0, 0
+    network = models.fuse(opened.model).to(memory_format=torch.channels_last)
+    rows, count, unreadable = [], 0, 0
     try:
-        for file in pictures(args.pictures, args.out):
-            try:
-                image = datasets.open_picture(file, None if args.detect else size)
-            except Exception as error:                  # Pillow raises anything on a broken file
-                unreadable += 1
-                print(f"{file}: not a readable picture ({one_line(error)[:200]})", file=sys.stderr)
-                rows.append([str(file), *[""] * (len(header) - 1)])
-                continue
-            read += 1
-            faces = faces_in(image, size, args.detect, args.margin)
-            told = [(box, *look(crop)) for box, crop in faces]
-            rows += [[str(file), *(box or ()), *cells] for box, cells, _ in told]
-            if not told:
-                rows.append([str(file), *[""] * (len(header) - 1)])
-                print(f"{file}: no face found")
-            for box, _, words in told:
-                print(f"{file}{' at {},{}-{},{}'.format(*box) if box else ''}: {words}", flush=True)
-            if args.out:
-                whole = image if args.detect else datasets.open_picture(file, None)
-                save_picture(annotate(whole, [(box, words) for box, _, words in told]),
-                             args.out / annotated_name(read, file))
+        for looked, outputs in predicted(network, opened, args):
+            count += 1
+            unreadable += bool(looked.error)
+            rows += tell(looked, outputs, opened.tasks, args.detect)
+            if looked.image:
+                faces = [
+                    (found and found.box, in_words(face)[1]) for found, face in zip(looked.found, outputs)
+                ]
+                save_picture(annotate(looked.image, faces),
+                             args.out / annotated_name(count - unreadable, looked.file))
     finally:                                            # when stopped too, what there is
         if args.csv and rows:
-            write_csv(args.csv, header, rows)
+            write_csv(args.csv, csv_header(opened.tasks, args.detect), rows)
     if unreadable:
-        print(f"{unreadable} of {unreadable + read} pictures could not be read", file=sys.stderr)
-    elif not read:
+        print(f"{unreadable} of {count} pictures could not be read", file=sys.stderr)
+    elif not count:
         raise DataError(f"no pictures ({', '.join(datasets.IMAGE_FILES)}) in {', '.join(args.pictures)}")
     return 1 if unreadable else 0
+
+
+def framing_note(detect: bool, trained_so: bool) -> str:
+    """A line where the pictures are framed otherwise than the faces that the network was trained on."""
+    if detect:
+        return "" if trained_so else "trained on the sets' own crops; --detect frames faces nearly so\n"
+    return "the whole picture is taken as the face's crop; --detect finds the faces in a photo\n"
+
+
+def predicted(network: models.FaceNet, opened: Opened,
+              args: argparse.Namespace) -> Iterator[tuple[Looked, list[dict[str, torch.Tensor]]]]:
+    """The pictures in order, each with its faces' logits (classes,) by task.
+
+    They are read, and their faces found, on all cores; faces are predicted by batches of what is ready, so
+    that from a pipe a picture does not wait for others.
+    """
+    for batch in looked_at(args, opened.size):
+        crops = [torch.from_numpy(crop) for looked in batch for crop in looked.crops]
+        outputs = []
+        for start in range(0, len(crops), BATCH):
+            images = torch.stack(crops[start:start + BATCH]).to(opened.device)
+            logits = logits_of(network, [images], opened.size, opened.tasks, args.tta)
+            logits = {task: values.cpu() for task, values in logits.items()}
+            outputs += [{task: values[i] for task, values in logits.items()} for i in range(len(images))]
+        for looked in batch:
+            yield looked, outputs[:len(looked.crops)]
+            outputs = outputs[len(looked.crops):]
+
+
+def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
+    """What the pictures showed, in order, as many at a time as are ready, up to BATCH; at most 2 x BATCH are
+    held.
+    """
+    waiting, end = queue.Queue(BATCH), object()
+
+    def feed(pool: ThreadPoolExecutor) -> None:
+        try:
+            for file in pictures(args.pictures, args.out):
+                waiting.put(pool.submit(look, file, size, args.detect, bool(args.out)))
+            waiting.put(end)
+        except BaseException as error:                  # raised again where it is read
+            waiting.put(error)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        threading.Thread(target=feed, args=(pool,), daemon=True).start()
+        try:
+            following = waiting.get()
+            while following is not end:
+                if isinstance(following, BaseException):
+                    raise following
+                batch, following = [following.result()], None
+                while following is None and len(batch) < BATCH and not waiting.empty():
+                    following = waiting.get()
+                    if isinstance(following, Future) and following.done():
+                        batch.append(following.result())
+                        following = None
+                yield batch
+                following = following or waiting.get()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def look(file: Path, size: int, detect: bool, keep: bool) -> Looked:
+    """Read a picture and cut its faces out. Raises DataError, where there is no detector."""
+    try:
+        image = datasets.open_picture(file, datasets.LARGE_SIDE if detect else None if keep else size)
+        kept = image if keep else None
+        if not detect:
+            return Looked(file, [None], [datasets.face_crop(image, size)], kept)
+        found = datasets.find_faces(image)
+        crops = [datasets.align(image, face.points, size) for face in found]
+        return Looked(file, found, crops, kept, datasets.longest_side(file) / max(image.size))
+    except DataError:
+        raise
+    except Exception as error:                          # Pillow raises anything on a broken file
+        return Looked(file, error=one_line(error)[:200] or type(error).__name__)
+
+
+def csv_header(tasks: Collection[str], detect: bool) -> list[str]:
+    """The columns of the spreadsheet of pictures."""
+    header = ["image", *(["left", "top", "right", "bottom", "confidence"] if detect else [])]
+    for task in tasks:
+        header += ["age", "age_low", "age_high"] if task == "age" else [task, f"{task}_probability"]
+    return header + list(EMOTIONS) * ("emotion" in tasks)
+
+
+def tell(looked: Looked, outputs: list[dict[str, torch.Tensor]], tasks: Collection[str],
+         detect: bool) -> list[list[str]]:
+    """Print what a picture showed, a line for each face. Returns its rows in the spreadsheet; one, if it
+    shows none.
+    """
+    if looked.error:
+        print(f"{looked.file}: not a readable picture ({looked.error})", file=sys.stderr)
+    elif not outputs:
+        print(f"{looked.file}: no face found")
+    rows = []
+    for found, face in zip(looked.found, outputs):
+        cells, words = in_words(face)
+        box = [round(looked.scale * side) for side in found.box] if found else []
+        place = " at {},{}-{},{}".format(*box) if found else ""
+        print(f"{looked.file}{place}: {words}", flush=True)
+        rows.append([str(looked.file), *box, *([f"{found.confidence:.3f}"] if found else []), *cells])
+    return rows or [[str(looked.file), *[""] * (len(csv_header(tasks, detect)) - 1)]]
 
 
 def pictures(names: Iterable[str], out: Path | None) -> Iterator[Path]:
@@ -751,89 +848,80 @@ def pictures_below(folder: Path, out: Path | None) -> Iterator[Path]:
                     if Path(file).suffix.lower() in datasets.IMAGE_FILES + datasets.OTHER_IMAGE_FILES)
 
 
-def faces_in(image: Image.Image, size: int, detect: bool,
-             margin: float) -> list[tuple[tuple | None, np.ndarray]]:
-    """The faces in a picture: boxes in its pixels and crops (size, size, 3) uint8; undetected,
-    the whole and no box.
-    """
-    if not detect:
-        return [(None, datasets.face_crop(image, size))]
-    return [(box, datasets.face_crop(widen(box, image, margin), size)) for box in find_faces(image)]
-
-
-def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) in pixels of the frontal faces in an RGB picture, left to right.
-    Raises DataError.
-    """
-    try:
-        import cv2
-        cascade = cv2.CascadeClassifier(
-            os.path.join(cv2.data.haarcascades, "haarcascade_frontalface_default.xml"))
-    except (ImportError, AttributeError):
-        raise DataError(
-            "--detect needs OpenCV 4 with its cascades: pip install 'opencv-python-headless<5'") from None
-    grey = np.asarray(image.convert("L"))
-    smallest = max(24, min(image.size) // 20)
-    found = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=6, minSize=(smallest, smallest))
-    return sorted((int(x), int(y), int(x + w), int(y + h)) for x, y, w, h in found)
-
-
-def widen(box: tuple[int, int, int, int], image: Image.Image, margin: float) -> Image.Image:
-    """The crop around a face, with `margin` times its side on each side;
-    the picture's edge is repeated outside it.
-    """
-    margin = round(margin * (box[2] - box[0]))
-    left, top, right, bottom = box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
-    columns = np.arange(left, right).clip(0, image.width - 1)
-    rows = np.arange(top, bottom).clip(0, image.height - 1)
-    return Image.fromarray(np.asarray(image)[rows][:, columns])
-
-
 def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
-    """What a photo's line says: one face's logits (1, classes) by task
-    as cells of the spreadsheet, and as a line.
+    """What a photo's line says: one face's logits (classes,) by task as cells of the spreadsheet, and as a
+    line.
     """
-    cells, words = [], []
+    cells, words, emotions = [], [], []
     for task, logits in outputs.items():
+        probabilities = logits.float().softmax(0)
         if task == "age":
-            cells.append(f"{models.expected_age(logits).item():.1f}")
-            words.append(f"age {cells[-1]} years")
+            age, (low, high) = models.expected_age(logits[None]).item(), models.age_range(logits)
+            cells += [f"{age:.1f}", f"{low}", f"{high}"]
+            words.append(f"age {age:.1f} years ({low}-{high})")
         else:
-            probability, best = logits.softmax(1)[0].max(0)
+            probability, best = probabilities.max(0)
             cells += [CLASS_NAMES[task][best], f"{probability:.3f}"]
-            words.append(f"{cells[-2]} {100 * probability:.0f} %")
-    return cells, ", ".join(words)
+            words.append(f"{CLASS_NAMES[task][best]} {100 * probability:.0f} %")
+        if task == "emotion":
+            emotions = [f"{probability:.3f}" for probability in probabilities.tolist()]
+    return cells + emotions, ", ".join(words)
 
 
 def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image.Image:
-    """A copy of the picture with each face's box, if it has one, and what was predicted,
-    light on a dark ground.
+    """A copy of the picture with each face's box, if it has one, and what was predicted, light on a dark
+    ground.
     """
     # small pictures are enlarged until text on them can be read
     scale = max(1, math.ceil(320 / max(image.size)))
     image = image.resize((image.width * scale, image.height * scale))
     size = max(12, min(image.size) // 24)
-    font = ImageFont.load_default(size)
+    font, pad = ImageFont.load_default(size), size // 3
+    taken = [tuple(side * scale for side in box) for box, _ in faces if box]
     for box, text in faces:
         lines = "\n".join(text.split(", "))
-        draw = ImageDraw.Draw(image)
-        left, top, right, bottom = draw.multiline_textbbox((0, 0), lines, font)
-        width, height, pad = right - left, bottom - top, size // 3
+        left, top, right, bottom = ImageDraw.Draw(image).multiline_textbbox((0, 0), lines, font)
+        label = right - left + 2 * pad, bottom - top + 2 * pad
         if box is None:                                         # below the picture
-            wider = Image.new("RGB", (max(image.width, width + 2 * pad), image.height + height + 2 * pad),
-                              (20, 20, 20))
+            place = (0, image.height)
+            wider = Image.new("RGB", (max(image.width, label[0]), image.height + label[1]), DARK)
             wider.paste(image)
-            x, y = pad, image.height + pad
-            image, draw = wider, ImageDraw.Draw(wider)
+            image = wider
         else:
-            box = [side * scale for side in box]
-            draw.rectangle(box, outline=(20, 20, 20), width=max(4, size // 4))
-            draw.rectangle(box, outline=(255, 220, 0), width=max(2, size // 8))
-            x = min(max(box[0], 0), max(0, image.width - width - 2 * pad)) + pad
-            y = min(box[3], max(0, image.height - height - 2 * pad)) + pad
-        draw.rectangle((x - pad, y - pad, x + width + pad, y + height + pad), fill=(20, 20, 20))
-        draw.multiline_text((x - left, y - top), lines, (255, 255, 255), font)
+            box = tuple(side * scale for side in box)
+            place = label_place(box, label, taken, image.size)
+            taken.append((*place, place[0] + label[0], place[1] + label[1]))
+        draw = ImageDraw.Draw(image)
+        if box:
+            draw.rectangle(box, outline=DARK, width=max(4, size // 4))
+            draw.rectangle(box, outline=YELLOW, width=max(2, size // 8))
+        draw.rectangle((*place, place[0] + label[0], place[1] + label[1]), fill=DARK)
+        draw.multiline_text((place[0] + pad - left, place[1] + pad - top), lines, WHITE, font)
     return image
+
+
+DARK, YELLOW, WHITE = (20, 20, 20), (255, 220, 0), (255, 255, 255)
+
+
+def label_place(box: tuple, label: tuple[int, int], taken: list[tuple], size: tuple[int,
+                                                                                    int]) -> tuple[int, int]:
+    """Where the `label` (width, height) of a face's `box` goes in a picture of `size`: below, above, right
+    or left of it,
+    where it covers least of what is `taken` (left, top, right, bottom). Returns its left and top.
+    """
+    left, top, right, bottom = box
+    places = [(left, bottom + 1), (left, top - label[1] - 1), (right + 1, top), (left - label[0] - 1, top)]
+    places = [(min(max(x, 0), max(0, size[0] - label[0])), min(max(y, 0), max(0, size[1] - label[1])))
+              for x, y in places]
+
+    def covered(place: tuple[int, int]) -> float:
+        x, y = place
+        return sum(
+            max(0,
+                min(x + label[0], other[2]) - max(x, other[0])) *
+            max(0,
+                min(y + label[1], other[3]) - max(y, other[1])) for other in taken)
+    return min(places, key=covered)
 
 
 def annotated_name(number: int, file: Path) -> str:
@@ -992,12 +1080,7 @@ def make_parser() -> datasets.Parser:
                         help="write the model's predictions for the split")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv",
                         help="write what is predicted for the pictures")
-    parser.add_argument("--detect", action="store_true",
-                        help="find the faces in the pictures first (needs OpenCV)")
-    parser.add_argument(
-        "--margin", type=datasets.in_range(float, 0, 2), metavar="PART",
-        help="with --detect and --export: what the crops have on each side of a face, in its sides "
-        f"(default: what the checkpoint was exported with, or {MARGIN})")
+    parser.add_detect("find the faces in the pictures first, and frame them as in training")
     parser.add_argument("--export", type=Path, metavar="FILE.pth",
                         help="write the checkpoint's weights in half precision, for giving on")
     parser.add_argument("--out", type=Path, metavar="DIR",
@@ -1029,8 +1112,6 @@ def check_options(parser: datasets.Parser, args: argparse.Namespace) -> None:
         parser.error("--save-predictions goes with --split, --plot with --split or --logs")
     if "tta" in given and not given & {"split", "pictures"}:
         parser.error("--tta goes with --split or pictures")
-    if "margin" in given and not given & {"detect", "export"}:
-        parser.error("--margin goes with --detect or --export")
 
 
 def check_outputs(args: argparse.Namespace) -> None:

@@ -100,6 +100,13 @@ def expected_age(logits: Tensor) -> Tensor:
     return logits.float().softmax(1) @ ages
 
 
+def age_range(logits: Tensor, share: float = 0.8) -> tuple[int, int]:
+    """The central `share` of an age distribution, as logits (101,): its first and its last year."""
+    below = logits.float().softmax(0).cumsum(0)
+    low, high = ((below < bound).sum().item() for bound in ((1 - share) / 2, (1 + share) / 2))
+    return int(low), min(int(high), CLASSES["age"] - 1)
+
+
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`; without a name the GPU, where there is one. Raises DataError."""
     try:

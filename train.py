@@ -44,9 +44,10 @@ SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
-            "lr", "seed", "without_copies")
+            "lr", "seed", "without_copies", "detect")
 FOLDERS = ("data", "cache", "logs", "device")       # what it may have anew
-NEWER_SETTINGS = {"without_copies": False}          # which checkpoints of earlier versions don't tell
+# which checkpoints of earlier versions don't tell
+NEWER_SETTINGS = {"without_copies": False, "detect": False}
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ class Trainer:
         seed, compile are used.
         """
         self.args, self.device, self.share = args, device, share
-        self.weights = {task: weight for task, weight in zip(TASKS, args.weights) if weight}
+        self.weights = {task: weight for task, weight in zip(TASKS, args.weights, strict=True) if weight}
         torch.manual_seed(args.seed)
         self.model = models.FaceNet()
         for task in set(TASKS) - set(self.weights):
@@ -241,7 +242,7 @@ class Run:
 
     @classmethod
     def resume(cls, file: Path, logs: Path) -> "Run":
-        """The run of a last.pth, no longer open to other processes. Raises DataError."""
+        """The run of a last.pth, locked against other processes. Raises DataError."""
         folder = file.parent
         run = cls(folder, logs / f"{folder.resolve().name}.txt")
         run.claim()
@@ -304,6 +305,7 @@ class Run:
         print(line, flush=True)
 
     def how_to_go_on(self) -> str:
+        """What a user types to go on with the run."""
         return f"go on with: python train.py --resume {shlex.quote(str(self.folder / 'last.pth'))}"
 
     def save(self, content: dict, training: dict, better: bool) -> None:
@@ -337,7 +339,7 @@ def make_parser() -> datasets.Parser:
         "--rehearse", nargs="+", choices=datasets.SPLITS, default=[],
         help="train on these too, but don't judge by them: against forgetting what pretraining taught")
     parser.add_argument(
-        "--weights", nargs=3, type=datasets.in_range(float, 0), default=[1.0, 1.0, 1.0],
+        "--weights", nargs=len(TASKS), type=datasets.in_range(float, 0), default=[1.0, 1.0, 1.0],
         metavar=("AGE", "GENDER", "EMOTION"),
         help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
     parser.add_argument("--pretrained", metavar="FILE",
@@ -346,6 +348,7 @@ def make_parser() -> datasets.Parser:
                         help="last.pth of a run to go on with, under its settings")
     parser.add_data()
     parser.add_image_size()
+    parser.add_detect("find the faces in the sets' pictures first, and frame all alike")
     parser.add_argument(
         "--samples", type=datasets.in_range(int, 1, 10_000_000), metavar="N",
         help="images an epoch draws of sets that share a task, of few repeatedly (default: as many as there "
@@ -400,6 +403,8 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     if not any(args.weights):
         parser.error("--weights: all are 0; expected at least one above 0, such as 1 0 0 for age alone")
     check_labels(args)
+    if args.detect:
+        datasets.detector()
     for folder in (args.logs, args.checkpoints):
         datasets.check_folder(folder)
     args.root, args.cache_folder = datasets.folders(args)
@@ -526,7 +531,8 @@ def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
     Raises DataError.
     """
     tasks = trained_tasks(args)
-    faces, valid = (datasets.load(args.root, splits, subset, tasks, args.image_size, args.cache_folder)
+    faces, valid = (datasets.load(args.root, splits, subset, tasks, args.image_size, args.cache_folder,
+                                  args.detect)
                     for splits, subset in ((args.split + args.rehearse, "train"), (args.split, "valid")))
     if args.without_copies:
         faces = datasets.without_copies(faces, [valid, *load_test(args, tasks)])
@@ -548,7 +554,7 @@ def load_test(args: argparse.Namespace, tasks: list[str]) -> list[Faces]:
     for split in args.split + args.rehearse:
         with contextlib.suppress(datasets.Missing):
             table, _ = datasets.read(args.root, [split], "test", tasks, args.cache_folder)
-            tables.append(datasets.decode(table, args.image_size, args.cache_folder))
+            tables.append(datasets.decode(table, args.image_size, args.cache_folder, args.detect))
     return tables
 
 
@@ -585,13 +591,13 @@ def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: 
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
     return {
         "model": trainer.model.state_dict(), "image_size": args.image_size, "tasks": trained_tasks(args),
-        **models.description(), "drawn": args.drawn, "epoch": epoch, "metrics": figures,
-        "settings": settings_of(args)
+        **models.description(), "drawn": args.drawn, "detected": args.detect, "epoch": epoch,
+        "metrics": figures, "settings": settings_of(args)
     }
 
 
 def training_of(args: argparse.Namespace, trainer: Trainer, rows: dict[str, int]) -> dict:
-    """What last.pth tells besides, for going on."""
+    """What last.pth holds beyond best.pth, for --resume."""
     folders = {
         "data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
         "device": args.device
@@ -628,8 +634,9 @@ def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer
 
 def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer: Trainer,
               tables: tuple[Faces, Faces], notes: list[str]) -> None:
-    """Begin the run on disk, or go on with it: log what it is and, if it is new, save it,
-    which shows that it can be.
+    """Begin the run on disk, or go on with it, and log what it is.
+
+    A new run is saved at once, so that a folder that can't be written is found out now.
     """
     if trainer.share.rank > 0:
         return
@@ -677,6 +684,8 @@ def main() -> int | None:
     try:
         train(run, args, trainer, valid, rows)
     except KeyboardInterrupt:
+        if share.rank > 0:
+            return 130
         if not run.is_finished(args.epochs):
             run.log(f"stopped in epoch {run.epoch}; {run.how_to_go_on()}")
             return 130

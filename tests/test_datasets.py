@@ -242,11 +242,11 @@ def test_load_image_takes_every_kind(tmp_path):
               "deep.png": Image.fromarray(np.full((30, 40), 200 * 256, np.uint16))}
     for name, image in images.items():
         image.save(tmp_path / name)
-        crop = datasets.load_image(tmp_path / name, 16)
+        crop = datasets.load_image(tmp_path / name, 16, False, False)[0]
         assert crop.shape == (16, 16, 3) and crop.dtype == np.uint8
         expected = {"grey.png": (82, 82, 82), "deep.png": (200, 200, 200)}.get(name, (250, 10, 10))
         assert np.abs(crop.astype(int) - expected).max() < 12, name
-    assert datasets.load_image(tmp_path / "rgb.png", 16, grey=True).shape == (16, 16, 1)
+    assert datasets.load_image(tmp_path / "rgb.png", 16, True, False)[0].shape == (16, 16, 1)
 
 
 def test_load_image_is_upright_and_takes_the_middle_square(tmp_path):
@@ -256,14 +256,14 @@ def test_load_image_is_upright_and_takes_the_middle_square(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3                                        # upside down
     image.save(tmp_path / "a.png", exif=exif)
-    crop = datasets.load_image(tmp_path / "a.png", 16)
+    crop = datasets.load_image(tmp_path / "a.png", 16, False, False)[0]
     assert (crop[:6, 2:-2] > 250).all() and (crop[-6:, 2:-2, 1] < 5).all()
 
 
 def test_load_image_refuses_a_huge_picture(tmp_path):
     Image.new("1", (30000, 4000)).save(tmp_path / "huge.png")
     with pytest.raises(ValueError, match="30000x4000 is too large"):
-        datasets.load_image(tmp_path / "huge.png", 16)
+        datasets.load_image(tmp_path / "huge.png", 16, False, False)[0]
 
 
 def gender_set(root, count=6):
@@ -398,7 +398,7 @@ def test_cache_that_cannot_be_written(tmp_path):
 def test_cache_that_is_damaged_is_told_and_made_anew(tmp_path, capsys):
     gender_set(tmp_path)
     before = pixels(load(tmp_path, "cvpr2016", tasks=["gender"]))
-    for name in ("images.u8", "decoded.npy"):
+    for name in ("images.u8", "states.npy"):
         (file,) = tmp_path.glob(f".cache/*/{name}")
         file.write_bytes(file.read_bytes()[:-1])
         assert (pixels(load(tmp_path, "cvpr2016", tasks=["gender"])) == before).all()

@@ -230,13 +230,14 @@ def test_pictures(trained, work, tmp_path):
     picture(tmp_path / "faces/deeper/b.png", 1, (50, 30))
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", cwd=work)
-    told = r"[ab]\.(jpg|png): age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %"
+    told = r"[ab]\.(jpg|png): age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %"
     assert len(re.findall(told, done.stdout)) == 2
     assert "the whole picture is taken as the face's crop" in done.stdout
     assert "trained on drawn faces" in done.stdout
     rows = read_table(tmp_path / "p.csv")
     assert [row["image"] for row in rows] == [f"{tmp_path}/faces/a.jpg", f"{tmp_path}/faces/deeper/b.png"]
-    assert ",".join(rows[0]) == "image,age,gender,gender_probability,emotion,emotion_probability"
+    assert ",".join(rows[0]) == ("image,age,age_low,age_high,gender,gender_probability,emotion,"
+                                 "emotion_probability," + ",".join(datasets.EMOTIONS))
     names = f"{tmp_path}/broken.jpg\n{tmp_path}/faces/a.jpg\n"
     done = run("evaluate.py", "-", cwd=work, status=1, input=names)
     assert "broken.jpg: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr
@@ -267,7 +268,7 @@ def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
     run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--save-predictions", "q.csv", cwd=work)
     row = read_table(work / "q.csv")[0]
     done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], cwd=work)
-    assert f"age {float(row['age']):.1f} years, {row['gender']}" in done.stdout
+    assert re.search(rf"age {float(row['age']):.1f} years \(\d+-\d+\), {row['gender']}", done.stdout)
 
 
 def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
@@ -278,63 +279,13 @@ def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
     assert min(small) >= 320 and large[0] == 1200 and large[1] > 700
 
 
-def test_detect_crops_each_face_with_its_margin(trained, work, tmp_path, monkeypatch):
-    picture(tmp_path / "photo.png", 0, (300, 200))
-    detect = ("evaluate.py", tmp_path / "photo.png", "--detect")
-    with pytest.MonkeyPatch.context() as patch:
-        margins = []
-        patch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70)])
-        patch.setattr(evaluate, "widen", lambda box, image, margin: margins.append(margin) or image)
-        run(*detect, cwd=work)
-        run(*detect, "--margin", 0.25, cwd=work)
-        run("evaluate.py", "--export", tmp_path / "own.pth", "--margin", 0.1, cwd=work)
-        run(*detect, "--checkpoint", tmp_path / "own.pth", cwd=work)
-        assert margins == [0.4, 0.25, 0.1]
-    monkeypatch.setattr(evaluate, "find_faces", lambda image: [(10, 20, 60, 70), (200, 50, 260, 110)])
-    done = run(*detect, "--csv", tmp_path / "p.csv", "--out", tmp_path / "out", cwd=work)
-    for box in ("10,20-60,70", "200,50-260,110"):
-        assert f"photo.png at {box}: age" in done.stdout
-    assert "the whole picture" not in done.stdout
-    assert [row["left"] for row in read_table(tmp_path / "p.csv")] == ["10", "200"]
-    Image.new("RGB", (4000, 4100)).save(tmp_path / "large.jpg")
-    sizes = []
-    monkeypatch.setattr(evaluate, "find_faces", lambda image: sizes.append(image.size) or [])
-    run("evaluate.py", tmp_path / "large.jpg", "--detect", cwd=work)
-    assert sizes[-1] == (4000, 4100)                        # boxes are told in the file's pixels
-    image = Image.open(tmp_path / "photo.png")
-    crop = evaluate.widen((10, 20, 60, 70), image, 0.4)
-    assert crop.size == (90, 90)
-    # 20 beside the face, 10 of them outside
-    np.testing.assert_array_equal(np.asarray(crop)[:, 10:], np.asarray(image)[:90, :80])
-    np.testing.assert_array_equal(np.asarray(crop)[:, 0], np.asarray(image)[:90, 0])
-
-
-def test_detect_without_opencv_says_how_to_install_it(trained, work, tmp_path, monkeypatch):
-    picture(tmp_path / "photo.png")
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    (tmp_path / "p.csv").write_text("of an earlier run")
-    done = run("evaluate.py", tmp_path / "photo.png", "--detect", "--csv", tmp_path / "p.csv", cwd=work,
-               status=2)
-    assert "pip install 'opencv-python-headless" in done.stderr
-    assert (tmp_path / "p.csv").read_text() == "of an earlier run"
-
-
-def test_detect_finds_no_face_in_noise(trained, work, tmp_path):
-    cv2 = pytest.importorskip("cv2")
-    if not hasattr(cv2, "CascadeClassifier"):
-        pytest.skip("OpenCV without cascades")
-    picture(tmp_path / "photo.png", 0, (100, 100))
-    done = run("evaluate.py", tmp_path / "photo.png", "--detect", cwd=work)
-    assert "photo.png: no face found" in done.stdout
-
-
 # ---- weights for giving on
 
 def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_path, monkeypatch):
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work)
-    assert "MB, for crops with 40 % of the face on each side" in done.stdout
+    assert "own.pth: 24.1 MB" in done.stdout
     content = torch.load(tmp_path / "own.pth", weights_only=True)
-    assert set(content) == {"model", "margin", "drawn", "image_size", "tasks", "mean", "std", "ages",
+    assert set(content) == {"model", "detected", "drawn", "image_size", "tasks", "mean", "std", "ages",
                             "genders", "emotions"}
     assert (tmp_path / "own.pth").stat().st_size < 25e6
     figures = []
@@ -376,7 +327,7 @@ def test_shipped_weights(tmp_path):
     assert len(epochs) > 1
     picture(tmp_path / "a.jpg")
     text = run("evaluate.py", "a.jpg", cwd=tmp_path).stdout
-    assert re.search(r"a.jpg: age [\d.]+ years, (female|male) \d+ %, \w+ \d+ %", text)
+    assert re.search(r"a.jpg: age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %", text)
 
 
 # ---- plots
@@ -408,8 +359,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "no file p.csv"),
     (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"),
     (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"),
-    (["x.jpg", "--plot", "p.png"], "--plot with"), (["x.jpg", "--margin", 0.1], "--margin goes with"),
-    (["x.jpg", "--detect", "--margin", 3], "out of range"),
+    (["x.jpg", "--plot", "p.png"], "--plot with"),
     (["--export", "gone/p.pth"], "its folder is not there"),
     (["--export", "p.pth", "--tta"], "--tta goes with"),
 ])
@@ -433,7 +383,7 @@ def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
     with pytest.raises(models.CheckpointError, match="not a checkpoint of this project.*--pretrained"):
         models.open_checkpoint(tmp_path / "c.pth")
     judge = ("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth")
-    for change, expected in (({"tasks": ["age"]}, "trained for age"), ({"margin": "wide"}, "a margin of")):
+    for change, expected in (({"tasks": ["age"]}, "trained for age"),):
         torch.save(content | change, tmp_path / "c.pth")
         assert expected in run(*judge, cwd=work, status=2).stderr
 

@@ -134,7 +134,7 @@ def test_both_train_resume_and_judge(place):
     run("train.py", "--split", "utkface", "--rehearse", "fairface", *SMALL, cwd=place)
     (best,) = place.glob("checkpoints/*_utkface_1-1-0/best.pth")
     text = run("evaluate.py", "--split", "fairface", "--checkpoint", best, cwd=place).stdout
-    assert "fairface valid: valid 6 images" in text and "age in range: " in text
+    assert "fairface valid: 6 images" in text and "age in range: " in text
     assert "| Black |" in text and "| White |" in text                      # figures by group
     assert "on utkface (rehearsing fairface, from scratch)" in run("evaluate.py", "--logs", "logs",
                                                                    cwd=place).stdout
