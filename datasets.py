@@ -29,6 +29,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 import types
 import uuid
 import warnings
@@ -59,11 +60,16 @@ LARGEST_PICTURE = 90_000_000            # pixels; a larger one is refused
 LARGE_PICTURE = 20_000_000              # pixels; larger ones are decoded one at a time, which bounds memory
 LONGEST_SIDE = 65_535                   # pixels, a JPEG's own limit
 CACHE_FORMAT = 3                        # counts up when decoded images change, so that no old one is used
+MANY_FILES = 2000                       # from here on, what decoding costs is told beforehand
 NAMES_TOLD = 3                          # of many files that are left out
 
 
 class DataError(Exception):
     """A user's mistake, told in one line that says what would be right."""
+
+
+class Damaged(DataError):
+    """What one of several processes may have met alone, and therefore tells itself."""
 
 
 class Missing(DataError):
@@ -337,7 +343,7 @@ def read(root: Path, splits: Collection[str], subset: str, tasks: Collection[str
                                             for task in TASKS if task not in wanted}))
         gaps += dict.fromkeys(gap for task, gap in absent.items() if task not in served)
     if not tables:
-        raise gaps[0]
+        raise gaps[0] if gaps else Missing(f"{' '.join(splits)} tells no {' or '.join(tasks)}")
     return join(tables), gaps
 
 
@@ -555,7 +561,7 @@ def read_utkface(root: Path, subset: str, cache: Path) -> Faces:
     """
     folder = root / "utkface"
     files = [file for place in (folder, *(entry(folder, f"part{i}") for i in (1, 2, 3))) if place.is_dir()
-             for file in sorted(place.iterdir()) if file.suffix.lower() in IMAGE_FILES]
+             for file in sorted(place.iterdir()) if not file.is_dir() and not file.name.startswith(".")]
     if not files:
         raise Missing(f"no images in {folder}/ or its part1/ to part3/: UTKFace is not there")
     used, labels, dropped, odd = [], [], {}, {}
@@ -563,6 +569,9 @@ def read_utkface(root: Path, subset: str, cache: Path) -> Faces:
         if subset_by_hash(file.name.partition(".")[0], 10, {9: "test", 8: "valid"}) != subset:
             continue
         name = file.relative_to(folder).as_posix()
+        if file.suffix.lower() not in IMAGE_FILES:
+            dropped.setdefault("of a kind that is not read", []).append(name)
+            continue
         told = re.match(r"([0-9]{1,3})_([01])_(?:([0-4])_)?", file.name)
         if not told or int(told[1]) > OLDEST:
             reason = "age above 100" if told else "file without age and gender in its name"
@@ -667,8 +676,10 @@ def check_header(file: Path, header: list[str], columns: Collection[str],
         raise DataError(f"{file}: empty file; {expected}")
     if lacking := [name for name in columns if name not in header]:
         raise DataError(f"{file}: no column {', '.join(lacking)}; {expected}")
-    unknown = [name for name in header if name in columns and header.count(name) > 1 or others is not None
-               and name not in (*columns, *others, "", "Unnamed: 0")]
+    unknown = [
+        name for name in header if name in (*columns, *TASKS) and header.count(name) > 1
+        or others is not None and name not in (*columns, *others, "", "Unnamed: 0")
+    ]
     if unknown:
         raise DataError(
             f"{file}: unknown or doubled column {', '.join(dict.fromkeys(unknown))[:200]}; {expected}")
@@ -1082,7 +1093,7 @@ def look_at(folder: Path, files: list[str], about: str) -> tuple[np.ndarray, str
         except ValueError:                                  # a null character in the name
             continue
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
                 continue
             # it may be there
             raise DataError(f"{folder}/{file}: can't be read ({error.strerror})") from None
@@ -1106,6 +1117,7 @@ def build_images(faces: Faces, shape: tuple[int, int, int], detect: bool, folder
                 raise                                       # no fault of what is in the file
             return None
     check_room(folder, len(faces) * math.prod(shape))
+    announce(part.name, faces.file.tolist(), read, math.prod(shape), folder.parent)
     states = np.full(len(faces), UNDECODABLE, np.uint8)
     files, chunk = faces.file.tolist(), 1024                # chunks bound what waits to be written
     with open(folder / "images.u8", "wb") as output, ThreadPool(os.cpu_count()) as pool:
@@ -1116,6 +1128,23 @@ def build_images(faces: Faces, shape: tuple[int, int, int], detect: bool, folder
                 output.write(image[0].data)
                 states[i] = DECODED if image[1] else WHOLE
     np.save(folder / "states.npy", states)
+
+
+def announce(name: str, files: list[str], read: Callable, size: int, cache: Path) -> None:
+    """Tell beforehand, on stderr, what decoding will cost in time and disk, by a few files, if it takes over
+    a minute.
+    """
+    if len(files) < MANY_FILES:
+        return
+    some = files[::len(files) // 16][:16]
+    begin = time.perf_counter()
+    for file in some:
+        read(file)
+    seconds = (time.perf_counter() - begin) / len(some) * len(files) / (os.cpu_count() or 1)
+    if seconds > 60 and is_first_process():
+        print(
+            f"{name}: {len(files):,} images are decoded once, in some {seconds / 60:.0f} minutes; they take "
+            f"{size * len(files) / 1e9:.1f} GB in {cache}", file=sys.stderr)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -1153,9 +1182,13 @@ class Images:
         """Copies of images `rows` (n,) int: (n, height, width, channels) uint8. Raises DataError."""
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for image, row in zip(images, rows.tolist()):
-            self.file.seek(row * image.nbytes)
-            if self.file.readinto(image) != image.nbytes:
-                raise DataError(
+            try:
+                self.file.seek(row * image.nbytes)
+                whole = self.file.readinto(image) == image.nbytes
+            except OSError as error:
+                raise Damaged(f"{self.name}: can't be read ({error.strerror})") from None
+            if not whole:
+                raise Damaged(
                     f"{self.name}: was cut short while it was in use; it is decoded anew at the next start")
         return images
 
@@ -1175,7 +1208,8 @@ def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path
     def build_and_clear(folder: Path) -> None:
         build(folder)
         for old in cache.glob(f"{prefix}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
     try:
         build_once(target, build_and_clear)
         try:
@@ -1185,6 +1219,10 @@ def cached(cache: Path, source: Path, name: str, key: str, build: Callable[[Path
         shutil.rmtree(target, ignore_errors=True)
         build_once(target, build_and_clear)
         return open_built(target)
+    except (ValueError, EOFError):
+        raise DataError(
+            f"{target}: damaged, and can't be removed; delete it, or name another folder by --cache DIR"
+        ) from None
     except OSError as error:
         if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(source):
             raise DataError(f"{error.filename}: can't be read ({error.strerror})") from None
@@ -1273,6 +1311,7 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
 
 # ---- the drawn sample -------------------------------------------------------------------------------------
 
+SAMPLE_ROOT = Path("data/sample")       # what --data sample names
 DRAWN = "drawn"                         # a file of this name in a data root says that its faces are drawn
 
 
@@ -1280,11 +1319,12 @@ def folders(args: argparse.Namespace) -> tuple[Path, Path]:
     """The data root and the cache that --data and --cache name; the sample is drawn where it is not there.
     Raises DataError.
     """
-    root = Path("data/sample") if args.data == "sample" else Path(args.data)
+    root = SAMPLE_ROOT if args.data == "sample" else Path(args.data)
     if args.data == "sample":
         try:
             build_once(root, draw_sample)
-            (root / DRAWN).touch()                          # a sample of an earlier version has no such file
+            if not is_drawn(root):                          # of an earlier version
+                (root / DRAWN).touch()
         except OSError as error:
             raise DataError(f"{error.filename or root}: can't draw the sample ({error.strerror})") from None
     if not args.data or not root.is_dir():
@@ -1457,16 +1497,17 @@ def describe(faces: Faces, name: str) -> list[str]:
     return lines
 
 
-def describe_copies(faces: Faces, tables: list[Faces]) -> list[str]:
+def describe_copies(faces: Faces, hashed: dict[str, np.ndarray]) -> list[str]:
     """A line on pictures of a part that are in it twice, and in other parts of the same set, pixel by
     pixel.
     """
-    own, (part,) = hashes(faces), faces.parts
+    (part,) = faces.parts
+    own = hashed[part.name]
     told = [f"{len(own) - len(np.unique(own)):,} repeat another one"]
-    for other in tables:
-        name, _, subset = other.parts[0].name.rpartition(" ")
-        if other is not faces and name == part.name.rpartition(" ")[0]:
-            told.append(f"{np.isin(own, hashes(other)).sum():,} are in {subset} too")
+    for name, others in hashed.items():
+        of_set, _, subset = name.rpartition(" ")
+        if name != part.name and of_set == part.name.rpartition(" ")[0]:
+            told.append(f"{np.isin(own, others).sum():,} are in {subset} too")
     return [f"    pixel by pixel: {', '.join(told)}"]
 
 
@@ -1504,8 +1545,9 @@ def report(root: Path, split: str, size: int, cache: Path,
     for name, parts in wholes.items():
         if len(parts) > 1:
             lines += describe(join(parts), name)
+    hashed = {table.parts[0].name: hashes(table) for table in tables}
     for table in tables:
-        lines += describe(table, table.parts[0].name) + left_out(table) + describe_copies(table, tables)
+        lines += describe(table, table.parts[0].name) + left_out(table) + describe_copies(table, hashed)
     return lines, wrong
 
 
@@ -1548,6 +1590,7 @@ def in_range(kind: type, low: float, high: float = math.inf):
             raise ValueError                                # float() takes 1_0
         if kind is int and math.isfinite(value) and not re.fullmatch(r"\s*[-+]?[0-9]+\s*", text):
             raise ValueError
+        value = kind(text) if math.isfinite(value) else value
         if not low <= value <= high or value == math.inf:
             expected = f"{low} to {high}" if high < math.inf else f"at least {low}"
             raise argparse.ArgumentTypeError(f"{text[:50]} is out of range; expected {expected}")
@@ -1637,7 +1680,7 @@ def script(main: Callable[[], int | None], *mistakes: type[Exception]) -> None:
         sys.exit(141)
     except (DataError, OSError, MemoryError, torch.OutOfMemoryError, *mistakes) as error:
         # a mistake is told once a host, not by each of torchrun's processes
-        if is_first_process() or not isinstance(error, (DataError, *mistakes)):
+        if is_first_process() or isinstance(error, Damaged) or not isinstance(error, (DataError, *mistakes)):
             with contextlib.suppress(OSError):
                 print(f"{Path(sys.argv[0]).name}: error: {one_line(error) or type(error).__name__}",
                       file=sys.stderr)

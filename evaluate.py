@@ -425,7 +425,7 @@ def results_row(command: str, epochs: list[dict]) -> list[str]:
     remarks = [f"rehearsing {' '.join(options.get('rehearse', []))}"] * ("rehearse" in options)
     remarks += ["from scratch"] * (bool(command) and "pretrained" not in options)
     remarks += ["without copies"] * ("without-copies" in options)
-    remarks += ["drawn sample"] * (options.get("data") == ["sample"])
+    remarks += ["drawn sample"] * (Path(*options.get("data", [])).name == "sample")
     name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
     name += f" on {' '.join(judged)}" * bool(judged) + f" ({', '.join(remarks)})" * bool(remarks)
     figures = [f"{best[METRICS[task]]:.2f}" if task in tasks else "" for task in TASKS]
@@ -463,38 +463,50 @@ def judge(args: argparse.Namespace) -> None:
     root, cache = datasets.folders(args)
     tasks = list(datasets.SPLITS[args.split])
     if args.predictions:
-        faces, size, detect = read_part(args, root, cache, tasks), COPY_SIZE, False
+        size, detect, title, rivals = COPY_SIZE, False, str(args.predictions[0]), {}
+        faces = read_part(args, root, cache, tasks)
+        decoded = datasets.decode(faces, size, cache)
+        # without the images, their labels are scored all the same
+        faces = decoded if len(decoded) else faces
         rivals = {str(file): read_predictions(file, faces) for file in args.predictions}
-        predictions, title = next(iter(rivals.values())), str(args.predictions[0])
+        predictions = next(iter(rivals.values()))
     else:
-        opened = open_model(args, tasks, datasets.is_drawn(root))
+        opened, rivals = open_model(args, tasks, datasets.is_drawn(root)), {}
         size, tasks, title, detect = opened.size, opened.tasks, opened.file, opened.detected
         faces = datasets.decode(read_part(args, root, cache, tasks), size, cache, detect)
         datasets.check_usable(faces, tasks)
         print(*datasets.left_out(faces), sep="\n", end="\n" * bool(datasets.left_out(faces)))
         predictions = predict(opened.model, faces, size, tasks, opened.device, args.tta)
-    counts = np.bincount(faces.part, minlength=len(faces.parts))
-    print(f"{args.split} {args.subset}: " + ", ".join(
-        f"{part.name.removeprefix(args.split).removesuffix(args.subset).strip()} {count:,} images".strip()
-        for part, count in zip(faces.parts, counts)))
+    print_counts(args, faces)
     if args.save_predictions:
         save_predictions(args.save_predictions, faces, predictions)
-    seen = seen_in_training(args, faces, tasks, root,
-                            functools.partial(datasets.decode, size=size, cache=cache, detect=detect))
-    if args.predictions and len(rivals) > 1:
-        return print_comparison(faces, rivals, seen)
+    decode = functools.partial(datasets.decode, size=size, cache=cache, detect=detect)
+    if len(rivals) > 1:
+        return compare(args, faces, rivals, tasks, root, decode)
     metrics = score(faces, predictions)
-    print(report(metrics), "", interval_table(faces, predictions, seen), sep="\n")
-    if (faces.group != "").any():
-        print("", group_table(faces, predictions), sep="\n")
+    print(report(metrics), flush=True)
     if args.plot:
         plot_split(args.plot, f"{args.split} {args.subset}, {title}", faces, predictions, metrics)
+    print("", interval_table(faces, predictions, seen_in_training(args, faces, tasks, root, decode)),
+          sep="\n")
+    if (faces.group != "").any():
+        print("", group_table(faces, predictions), sep="\n")
 
 
-def print_comparison(faces: Faces, rivals: dict[str, Predictions], seen: np.ndarray | None) -> None:
+def print_counts(args: argparse.Namespace, faces: Faces) -> None:
+    """Print how many faces of which sets are judged."""
+    counts = np.bincount(faces.part, minlength=len(faces.parts))
+    names = [part.name.removeprefix(args.split).removesuffix(args.subset).strip() for part in faces.parts]
+    told = [f"{name} {count:,} images".strip() for name, count in zip(names, counts)]
+    print(f"{args.split} {args.subset}: {', '.join(told)}")
+
+
+def compare(args: argparse.Namespace, faces: Faces, rivals: dict[str, Predictions], tasks: Collection[str],
+            root: Path, decode: Callable[[Faces], Faces]) -> None:
     """Print the predictions in several files side by side, over all faces and over the unseen ones."""
     print("over all images; differences are to the first row, image by image")
-    print(comparison_table(faces, rivals, np.ones(len(faces), dtype=bool)))
+    print(comparison_table(faces, rivals, np.ones(len(faces), dtype=bool)), flush=True)
+    seen = seen_in_training(args, faces, tasks, root, decode)
     if seen is not None and seen.any():
         print(f"\nover the {(~seen).sum():,} images that are not in the train part")
         print(comparison_table(faces, rivals, ~seen))
@@ -508,19 +520,18 @@ def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[s
     if args.subset == "train":
         return None
     try:
-        train, _ = datasets.read(root, [args.split], "train", tasks, args.cache or root / ".cache")
-    except datasets.Missing:
-        print("the train part is not on disk: which images are in it too can't be told")
+        if any(part.pixels is None for part in faces.parts):
+            raise datasets.Missing("its images are not on disk")
+        train, gaps = datasets.read(root, [args.split], "train", tasks, args.cache or root / ".cache")
+        if gaps:
+            raise gaps[0]
+        train = decode(train)
+    except DataError as error:
+        print(f"which images are in the train part too can't be told: {error}")
         return None
-    train, decoded = decode(train), decode(faces)
-    if not len(decoded) or not len(train):
-        print("the images are not on disk: which of them are in the train part too can't be told")
-        return None
-    copied = np.isin(datasets.hashes(decoded), datasets.hashes(train))
-    seen = np.isin(faces.file, decoded.file[copied])
-    print(
-        f"{seen.sum():,} of the images are, pixel by pixel, in the train part too; "
-        "unseen are those that are not in this split's train part")
+    seen = np.isin(datasets.hashes(faces), datasets.hashes(train))
+    print(f"\n{seen.sum():,} of the images are, pixel by pixel, in the train part too; "
+          "unseen are those that are not in this split's train part")
     return seen
 
 
@@ -1119,6 +1130,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     or is one that is read; before any work.
     """
     inputs = [Path(name) for name in (args.checkpoint, *args.predictions, *args.pictures) if name]
+    data_root = datasets.SAMPLE_ROOT if args.data == "sample" else Path(args.data)
     for file in args.predictions:
         if not file.is_file():
             raise DataError(f"no file {file}")
@@ -1129,6 +1141,8 @@ def check_outputs(args: argparse.Namespace) -> None:
             raise DataError(f"{file}: a folder; expected the name of a file to write")
         if not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             raise DataError(f"{file}: its folder is not there or can't be written")
+        if file.exists() and args.split and file.resolve().is_relative_to(data_root.resolve()):
+            raise DataError(f"{file}: is there already, among the data; name another")
         if file.exists() and any(other.exists() and file.samefile(other) for other in inputs):
             raise DataError(f"{file}: is read by this command, and would be replaced; name another")
     if args.export and args.export.exists():

@@ -177,8 +177,7 @@ class Trainer:
         for i, parameter in enumerate(parameters if state else []):
             buffer = state[i].get("momentum_buffer") if isinstance(state[i], dict) else None
             models.check_tensor(buffer, parameter, f"{file}: momentum {i}")
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter).clone(
-                memory_format=torch.preserve_format)
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
         scaler = content["training"].get("scaler")
         scaler = scaler if isinstance(scaler, dict) else {}
         scale, growth = scaler.get("scale"), scaler.get("_growth_tracker")
@@ -200,7 +199,11 @@ def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": DECAY},
               {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, rate, momentum=MOMENTUM, nesterov=True, fused=True)
+    optimizer = torch.optim.SGD(groups, rate, momentum=MOMENTUM, nesterov=True, fused=True)
+    # of a first step that GradScaler skips, fused SGD keeps uninitialised momentum
+    for parameter in trained:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 # ---- a run on disk ----------------------------------------------------------------------------------------
@@ -287,7 +290,9 @@ class Run:
         command = next((text for text in texts if text.startswith("train.py ")), "")
         options = evaluate.parse_command(command)
         compared = ("split", "weights", "epochs", "seed")
-        if any(options.get(name) != as_text(settings[name]) for name in compared):
+        if any(
+                comparable(options.get(name, [])) != comparable(as_text(settings[name]))
+                for name in compared):
             raise DataError(
                 f"{self.log_file}: not the log of this run; move it away, or name another folder by --logs")
 
@@ -320,7 +325,8 @@ class Run:
             training = {**training, "best": self.best, "log_size": self.log_file.stat().st_size}
             models.write_checkpoint({**content, "training": training}, self.folder / "last.pth")
         except DataError as error:
-            raise DataError(f"{error}; {self.how_to_go_on()}") from None
+            advice = f"; {self.how_to_go_on()}" if (self.folder / "last.pth").exists() else ""
+            raise DataError(f"{error}{advice}") from None
 
     def is_finished(self, epochs: int) -> bool:
         """Whether last.pth is of the last epoch."""
@@ -405,12 +411,12 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     check_labels(args)
     if args.detect:
         datasets.detector()
-    for folder in (args.logs, args.checkpoints):
+    for folder in (args.logs,) if resumed else (args.logs, args.checkpoints):
         datasets.check_folder(folder)
     args.root, args.cache_folder = datasets.folders(args)
     args.drawn = datasets.is_drawn(args.root)
     args.image_size = datasets.image_size(args.image_size, args.root)
-    args.samples = args.samples or (SAMPLE_IMAGES if args.drawn else None)
+    args.samples = args.samples or (SAMPLE_IMAGES if args.drawn and not resumed else None)
     args.epochs = args.epochs or (EMOTION_EPOCHS if args.weights[TASKS.index("emotion")] else EPOCHS)
     return args, resumed
 
@@ -448,10 +454,15 @@ def read_resumed(file: Path) -> dict:
         name for part, kinds in expected for name, kind in kinds.items()
         if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)
     ]
+    content["older"] = not lacking and not NEWER_SETTINGS.keys() <= content["settings"].keys()
     content["settings"] = {**NEWER_SETTINGS, **content.get("settings", {})} if not lacking else {}
     lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
     if lacking:
         raise models.CheckpointError(f"{file}: tells no {', '.join(lacking)}; expected a run's last.pth")
+    if math.isnan(training["best"]):        # an earlier version took an epoch without figures for the best
+        training["best"] = math.inf
+    if type(content["settings"]["epochs"]) is not int:
+        raise models.CheckpointError(f"{file}: tells no epochs; expected a run's last.pth")
     if not all(type(name) is str and type(count) is int for name, count in training["rows"].items()):
         raise models.CheckpointError(f"{file}: tells no rows; expected a run's last.pth")
     for name, value in {**training["folders"], **content["settings"]}.items():
@@ -465,7 +476,7 @@ def read_resumed(file: Path) -> dict:
                 for each in values):
             raise models.CheckpointError(
                 f"{file}: its {reprlib.repr(name)} is {reprlib.repr(value)}; expected a run's last.pth")
-    if content["epoch"] < 0 or math.isnan(training["best"]) or training["log_size"] < 0:
+    if content["epoch"] < 0 or training["log_size"] < 0:
         raise models.CheckpointError(
             f"{file}: an epoch of {content['epoch']}, a best error of {training['best']}, a log of "
             f"{training['log_size']} bytes; expected a run's last.pth")
@@ -479,6 +490,12 @@ def as_text(value: object) -> list[str]:
         f"{each:g}" if isinstance(each, float) and each == float(f"{each:g}") else str(each)
         for each in values
     ]
+
+
+def comparable(words: list[str]) -> list[str]:
+    """Words of a command line, numbers to six digits, as earlier versions wrote them."""
+    numbers = map(datasets.parse_number, words)
+    return [word if math.isnan(number) else f"{number:g}" for word, number in zip(words, numbers)]
 
 
 def as_arguments(settings: dict) -> list[str]:
@@ -552,6 +569,8 @@ def load_test(args: argparse.Namespace, tasks: list[str]) -> list[Faces]:
     """The test parts of the splits, as far as they are on disk."""
     tables = []
     for split in args.split + args.rehearse:
+        if not set(tasks) & set(datasets.SPLITS[split]):
+            continue
         with contextlib.suppress(datasets.Missing):
             table, _ = datasets.read(args.root, [split], "test", tasks, args.cache_folder)
             tables.append(datasets.decode(table, args.image_size, args.cache_folder, args.detect))
@@ -627,7 +646,10 @@ def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer
             raise DataError(f"{args.resume}: another process was still training this run; start again")
         trainer.load_state(resumed, args.resume)
         run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
-        return run, [f"resumed after epoch {run.epoch}"]
+        notes = [f"resumed after epoch {run.epoch}"]
+        if resumed["older"]:
+            notes.append("begun by an earlier version, whose age loss did not widen with the label's spread")
+        return run, notes
     return Run(), [models.load_weights(trainer.model, args.pretrained)
                    ] if args.pretrained is not None else []
 

@@ -365,6 +365,20 @@ def test_later_epochs_open_no_picture(place, monkeypatch):
     assert train.main() is None
 
 
+def test_momentum_begins_at_0_also_after_a_first_step_that_was_skipped():
+    model = models.FaceNet()
+    optimizer = train.make_optimizer(model, 0.1)
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())      # as GradScaler says it
+    before = model.conv1.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.found_inf = torch.zeros(())
+    optimizer.param_groups[0]["weight_decay"] = 0
+    optimizer.step()
+    assert torch.equal(model.conv1.weight, before)
+
+
 def test_learning_rate_warms_up_and_falls_to_0():
     rates = [train.rate_at(step, 200, 0.1) for step in range(200)]
     assert rates[0] == pytest.approx(0.01) and max(rates) == rates[9] == pytest.approx(0.1)

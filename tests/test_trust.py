@@ -167,7 +167,7 @@ def test_unseen_figures_leave_out_what_is_in_train_too(place, tmp_path):
     for name in read(place / "data", "utkface", "train").file.tolist():
         (tmp_path / "data/utkface" / name).unlink()
     text = run("evaluate.py", "--split", "utkface", "--predictions", place / "p.csv", cwd=tmp_path).stdout
-    assert "which images are in it too can't be told" in text and "unseen" not in text
+    assert "which images are in the train part too can't be told: " in text and "unseen" not in text
 
 
 def test_training_without_copies(place):
@@ -176,6 +176,51 @@ def test_training_without_copies(place):
     text = log.read_text()
     assert "utkface train: 24 rows found, 23 used, 1 dropped" in text and " --without-copies" in text
     assert "(from scratch, without copies)" in run("evaluate.py", "--logs", "apart", cwd=place).stdout
+
+
+def test_copies_are_looked_for_where_the_trained_tasks_have_labels(work, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample").symlink_to(work / "data/sample")
+    run("train.py", "--data", "sample", "--weights", 0, 0, 1, "--without-copies", "--samples", 40,
+        "--image-size", 32, "--batch-size", 20, "--epochs", 1,
+        cwd=tmp_path)  # ChaLearn's sets have no emotion
+    (last,) = tmp_path.glob("checkpoints/*/last.pth")
+    assert "the run is finished" in run("train.py", "--resume", last, cwd=tmp_path, status=2).stderr
+
+
+def test_figures_are_told_whatever_is_wrong_with_the_train_part(work, trained, tmp_path):
+    for part in ("age", "gender"):
+        shutil.copytree(work / "data/sample/cvpr2016" / part / "valid",
+                        tmp_path / "data/cvpr2016" / part / "valid")
+    shutil.copy(work / "data/sample/cvpr2016/age/valid_gt.csv", tmp_path / "data/cvpr2016/age")
+    (best,) = work.glob("checkpoints/*/best.pth")
+    judge = ("evaluate.py", "--split", "cvpr2016", "--checkpoint", best, "--save-predictions", "p.csv")
+    (tmp_path / "data/cvpr2016/age/train_gt.csv").write_text("image,mean,stdv\nx.jpg,old,1\n")
+    text = run(*judge, cwd=tmp_path).stdout
+    assert "age mae: " in text and "can't be told: data/cvpr2016/age/train_gt.csv line 2: mean is 'old'" in text
+    (tmp_path / "data/cvpr2016/age/train_gt.csv").unlink()    # now a part of the train part is absent
+    shutil.copytree(work / "data/sample/cvpr2016/gender/train", tmp_path / "data/cvpr2016/gender/train")
+    assert "can't be told: no data/cvpr2016/age/train_gt.csv" in run(*judge, cwd=tmp_path).stdout
+
+
+def test_predictions_of_a_split_that_lacks_a_file_are_scored(work, trained, tmp_path):
+    shutil.copytree(work / "data/sample/cvpr2016", tmp_path / "data/cvpr2016")
+    (tmp_path / "data/cvpr2016/age/valid/000003.jpg").unlink()
+    (best,) = work.glob("checkpoints/*/best.pth")
+    command = ("evaluate.py", "--split", "cvpr2016")
+    ours = run(*command, "--checkpoint", best, "--save-predictions", "p.csv", cwd=tmp_path).stdout
+    theirs = run(*command, "--predictions", "p.csv", cwd=tmp_path).stdout
+    figures = [
+        line for line in ours.splitlines() if line.startswith(("age mae", "gender_acc", "| gender acc"))
+    ]
+    assert len(figures) == 3 and set(figures) <= set(theirs.splitlines())
+
+
+def test_an_output_that_is_there_among_the_data_is_not_replaced(work, trained):
+    table = work / "data/sample/fer2013/fer2013.csv"
+    before = table.stat()
+    command = ("evaluate.py", "--data", "sample", "--split", "fer2013", "--save-predictions", table)
+    assert "among the data" in run(*command, cwd=work, status=2).stderr and table.stat() == before
 
 
 # ---- how sure, and compared
