@@ -525,9 +525,9 @@ def parse_fer2013(table: Path, folder: Path) -> None:
             where = f"{table} line {line}"
             emotion = number(row["emotion"], 0, len(EMOTIONS) - 1, where, "emotion")
             if not emotion.is_integer():
-                raise DataError(f"{where}: emotion is {row['emotion']!r}; expected a whole number")
+                raise DataError(f"{where}: emotion is {row['emotion'][:50]!r}; expected a whole number")
             if (subset := usages.get(row["Usage"].strip())) is None:
-                raise DataError(f"{where}: Usage is {row['Usage']!r}; expected {', '.join(usages)}")
+                raise DataError(f"{where}: Usage is {row['Usage'][:50]!r}; expected {', '.join(usages)}")
             outputs[subset].write(parse_pixels(row["pixels"], where))
             emotions[subset].append(int(emotion))
     if not any(emotions.values()):

@@ -600,7 +600,7 @@ def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: t
         for number, part in enumerate(table.parts):
             rows = table.only(number)
             for line in [datasets.describe(rows, part.name)[0], *datasets.left_out(rows)]:
-                run.log(line)
+                run.log(datasets.one_line(line))
     for note in notes:
         run.log(datasets.one_line(note))
 
@@ -713,7 +713,9 @@ def main() -> int | None:
             return 130
     if share.world > 1:
         dist.destroy_process_group()
-    run.log(f"the best epoch is in {run.folder}/best.pth")
+    if share.rank == 0:
+        best = run.folder / "best.pth"
+        run.log(f"the best epoch is in {best}" if best.exists() else "no epoch had figures that are numbers")
     return None
 
 
