@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -22,7 +23,7 @@ import evaluate
 import model as models
 import train
 from conftest import figures, picture, run
-from test_fuzz import SMALL, Tiny, make_base, time_limit
+from test_fuzz import SMALL, Tiny, make_base
 
 RESUME = ("train.py", "--resume", "checkpoints/run/last.pth")
 
@@ -367,12 +368,16 @@ def test_what_is_no_plain_file_is_not_opened(place):
     if not hasattr(os, "mkfifo"):
         pytest.skip("no named pipes")
     os.mkfifo(place / "pipe.jpg")
-    with time_limit(10):                                # opening it would wait for ever
-        done = run("evaluate.py", "pipe.jpg", "a.png", cwd=place, status=1)
-        assert "pipe.jpg: not a readable picture (not a file)" in done.stderr and "a.png: age" in done.stdout
-        for read in (lambda file: next(datasets.read_csv(file, ["image"])), evaluate.read_log):
-            with pytest.raises(datasets.DataError, match="not a file"):
-                read(place / "pipe.jpg")
+
+    def write():                                        # so that a script that opens it does not wait for ever
+        while True:
+            open(place / "pipe.jpg", "wb").close()
+    threading.Thread(target=write, daemon=True).start()
+    done = run("evaluate.py", "pipe.jpg", "a.png", cwd=place, status=1)
+    assert "pipe.jpg: not a readable picture (not a file)" in done.stderr and "a.png: age" in done.stdout
+    for read in (lambda file: next(datasets.read_csv(file, ["image"])), evaluate.read_log):
+        with pytest.raises(datasets.DataError, match="not a file"):
+            read(place / "pipe.jpg")
 
 
 def test_postscript_that_is_called_jpg_is_not_run(tmp_path):
