@@ -193,8 +193,8 @@ def check_usable(faces: Faces, tasks: Collection[str]) -> Faces:
 
 
 def pools(faces: Faces, samples: int | None = None) -> dict[tuple[int, ...], int]:
-    """Groups of parts that share a task, directly or through others: their numbers -> images an epoch draws
-    of them.
+    """Groups of parts that share a task, directly or through others:
+    their numbers -> images an epoch draws of them.
 
     That is `samples` or, without it, as many as there are, EPOCH_IMAGES at most.
     """
@@ -556,8 +556,8 @@ UTKFACE_GROUPS = ("White", "Black", "Asian", "Indian", "other")
 
 
 def read_utkface(root: Path, subset: str, cache: Path) -> Faces:
-    """UTKFace's files, which tell age, gender (0 male, 1 female there) and race in their names. Raises
-    Missing, DataError.
+    """UTKFace's files, which tell age, gender (0 male, 1 female there) and race in their names.
+    Raises Missing, DataError.
     """
     folder = root / "utkface"
     files = [file for place in (folder, *(entry(folder, f"part{i}") for i in (1, 2, 3))) if place.is_dir()
@@ -595,8 +595,8 @@ FIRST_OPEN_AGE, OPEN_AGE, OPEN_SPREAD = 70, 75, 5       # "more than 70": from, 
 
 
 def read_fairface(root: Path, subset: str, cache: Path) -> Faces:
-    """FairFace's tables; its test part is its val, and of its train one in twenty is valid. Raises Missing,
-    DataError.
+    """FairFace's tables; its test part is its val, and of its train one in twenty is valid.
+    Raises Missing, DataError.
     """
     folder = root / "fairface"
     table = folder / f"fairface_label_{'val' if subset == 'test' else 'train'}.csv"
@@ -827,11 +827,11 @@ def face_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def load_image(file: Path, size: int, grey: bool, detect: bool) -> tuple[np.ndarray, bool]:
-    """The square of the face in a file, (size, size, 3 or 1) uint8, and whether a face was found, if that
-    was asked for.
+    """The square of the face in a file, (size, size, 3 or 1) uint8, and whether a face was found,
+    if that was asked for.
 
-    With `detect` that of the main face, or the middle of the picture where none is found. Raises what
-    `open_picture` does.
+    With `detect` that of the main face, or the middle of the picture where none is found.
+    Raises what `open_picture` does.
     """
     if detect and not grey:
         image = open_picture(file, LARGE_SIDE)
@@ -845,11 +845,10 @@ def load_image(file: Path, size: int, grey: bool, detect: bool) -> tuple[np.ndar
 # ---- framing: the same square of a face in training and in use --------------------------------------------
 
 # where the eyes, the nose and the corners of the mouth lie in the square, left ones first, in parts of its
-# side: their median
-# over UTKFace's own aligned crops
+# side: their median over UTKFace's own aligned crops
 PLACES = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.690), (0.659, 0.690)])
 # FER2013's pictures are laid by one scale and one shift, in parts of the side, which bring the median of its
-# faces' points there
+# faces' points to these places
 FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
 FER2013_SIDE = 64    # pixels of FER2013's pictures so laid, which loses less than their own 48
 SMALLEST_FACE = 40                      # pixels; smaller ones are not looked for
@@ -869,8 +868,8 @@ class Found(NamedTuple):
 
 
 def detector() -> Callable[[np.ndarray], list[Found]]:
-    """What finds faces in an RGB picture (height, width, 3) uint8: MTCNN, one for each thread. Raises
-    DataError.
+    """What finds faces in an RGB picture (height, width, 3) uint8: MTCNN, one for each thread.
+    Raises DataError.
     """
     if not hasattr(local, "mtcnn"):
         try:
@@ -905,8 +904,8 @@ def detector() -> Callable[[np.ndarray], list[Found]]:
 def find_faces(picture: Image.Image) -> list[Found]:
     """The faces in an RGB picture, from left to right. Raises DataError, where there is no detector.
 
-    A small picture, which may be a face from edge to edge, is searched with a border; a large one that seems
-    to have no face too.
+    A small picture, which may be a face from edge to edge, is searched with a border;
+    a large one that seems to have no face too.
     """
     scale = min(1, math.sqrt(SEARCHED_PIXELS / (picture.width * picture.height)))
     search = detector()
@@ -918,8 +917,8 @@ def find_faces(picture: Image.Image) -> list[Found]:
 
 
 def search_scaled(search: Callable, picture: Image.Image, scale: float, border: int) -> list[Found]:
-    """What `search` finds in a picture at `scale` with `border` pixels of its edge repeated around it, in
-    its own pixels.
+    """What `search` finds in a picture at `scale` with `border` pixels of its
+    edge repeated around it, in its own pixels.
     """
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     pixels = np.asarray(picture if scale == 1 else picture.resize(size, Image.Resampling.BILINEAR))
@@ -979,8 +978,8 @@ def align(picture: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
 
 
 def lay_fer2013(pixels: np.ndarray) -> np.ndarray:
-    """FER2013's pictures (n, 48, 48, 1) uint8 as squares of faces: (n, FER2013_SIDE, FER2013_SIDE, 1)
-    uint8.
+    """FER2013's pictures (n, 48, 48, 1) uint8 as squares of faces:
+    (n, FER2013_SIDE, FER2013_SIDE, 1) uint8.
     """
     centres = (np.arange(FER2013_SIDE) + 0.5) / FER2013_SIDE
     places = np.stack(np.meshgrid(centres, centres), -1)
@@ -988,8 +987,8 @@ def lay_fer2013(pixels: np.ndarray) -> np.ndarray:
 
 
 def sample(pixels: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Images (n, h, w, channels) uint8, sampled bilinearly at `grid` (k, k, 2), in -1..1 from edge to edge:
-    (n, k, k, channels).
+    """Images (n, h, w, channels) uint8, sampled bilinearly at `grid` (k, k, 2),
+    in -1..1 from edge to edge: (n, k, k, channels).
     """
     images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float()
     places = torch.from_numpy(grid).float().expand(len(images), -1, -1, -1)
@@ -1000,8 +999,8 @@ def sample(pixels: np.ndarray, grid: np.ndarray) -> np.ndarray:
 # ---- copies: the same picture twice -----------------------------------------------------------------------
 
 def hashes(faces: Faces) -> np.ndarray:
-    """A hash of each face's decoded pixels, (n,) uint64: pictures that are the same pixel by pixel have the
-    same.
+    """A hash of each face's decoded pixels, (n,) uint64:
+    pictures that are the same pixel by pixel have the same.
     """
     result = np.zeros(len(faces), np.uint64)
     for number, part in enumerate(faces.parts):
@@ -1024,8 +1023,8 @@ def without_copies(faces: Faces, others: list[Faces]) -> Faces:
 # ---- decoding, and its cache ------------------------------------------------------------------------------
 
 def decode(faces: Faces, size: int, cache: Path, detect: bool = False) -> Faces:
-    """`faces` with pixels of `size`, decoded on first use; files that are missing or don't decode are
-    dropped.
+    """`faces` with pixels of `size`, decoded on first use;
+    files that are missing or don't decode are dropped.
 
     With `detect`, each picture's main face is found and laid into the square; pictures without one are used
     whole.
@@ -1131,8 +1130,8 @@ def build_images(faces: Faces, shape: tuple[int, int, int], detect: bool, folder
 
 
 def announce(name: str, files: list[str], read: Callable, size: int, cache: Path) -> None:
-    """Tell beforehand, on stderr, what decoding will cost in time and disk, by a few files, if it takes over
-    a minute.
+    """Tell beforehand, on stderr, what decoding will cost in time and disk, by a few files,
+    if it takes over a minute.
     """
     if len(files) < MANY_FILES:
         return
@@ -1498,8 +1497,8 @@ def describe(faces: Faces, name: str) -> list[str]:
 
 
 def describe_copies(faces: Faces, hashed: dict[str, np.ndarray]) -> list[str]:
-    """A line on pictures of a part that are in it twice, and in other parts of the same set, pixel by
-    pixel.
+    """A line on pictures of a part that are in it twice,
+    and in other parts of the same set, pixel by pixel.
     """
     (part,) = faces.parts
     own = hashed[part.name]

@@ -220,8 +220,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def report(metrics: dict) -> str:
-    """All of `score`'s metrics as text; the figures that logs have too under the logs' names, in full
-    precision.
+    """All of `score`'s metrics as text; the figures that logs have too under
+    the logs' names, in full precision.
     """
     names = {"age mae": "age_mae", "chalearn error": "chalearn_error", "age in range": "age_in_range"}
     names |= {
@@ -261,8 +261,8 @@ FIGURE_NAMES = {
 
 
 def interval_table(faces: Faces, predictions: Predictions, seen: np.ndarray | None) -> str:
-    """The figures of SCALE with their intervals, over all faces and over those not `seen` (n,) bool in
-    training.
+    """The figures of SCALE with their intervals,
+    over all faces and over those not `seen` (n,) bool in training.
     """
     rows = []
     for name, values in per_face(faces, predictions).items():
@@ -403,8 +403,8 @@ METRICS = {"age": "age_mae", "gender": "val_gender_acc", "emotion": "val_emotion
 
 
 def results_table(logs: dict[Path, tuple[str, list[dict]]]) -> str:
-    """The seed's table and under it a row for each of `logs` (see `read_logs`): its best epoch, by
-    `mean_error`.
+    """The seed's table and under it a row for each of `logs` (see `read_logs`):
+    its best epoch, by `mean_error`.
     """
     rows = [results_row(command, epochs) for command, epochs in logs.values()]
     return table(["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"],
@@ -514,8 +514,8 @@ def compare(args: argparse.Namespace, faces: Faces, rivals: dict[str, Prediction
 
 def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[str], root: Path,
                      decode: Callable[[Faces], Faces]) -> np.ndarray | None:
-    """Which faces are, pixel by pixel, also in the split's train part, (n,) bool; None where that can't be
-    told.
+    """Which faces are, pixel by pixel, also in the split's train part, (n,) bool;
+    None where that can't be told.
     """
     if args.subset == "train":
         return None
@@ -594,8 +594,8 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
 
 
 def known_name(name: str, known: Collection[str]) -> str:
-    """The end of a path that is one of the `known` names, as spreadsheets of pictures have it; else
-    `name`.
+    """The end of a path that is one of the `known` names,
+    as spreadsheets of pictures have it; else `name`.
     """
     parts = name.replace("\\", "/").split("/")[-50:]
     return next((end for i in range(len(parts)) if (end := "/".join(parts[i:])) in known), name)
@@ -755,8 +755,8 @@ def predicted(network: models.FaceNet, opened: Opened,
 
 
 def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
-    """What the pictures showed, in order, as many at a time as are ready, up to BATCH; at most 2 x BATCH are
-    held.
+    """What the pictures showed, in order, as many at a time as are ready, up to BATCH;
+    at most 2 x BATCH are held.
     """
     waiting, end = queue.Queue(BATCH), object()
 
@@ -812,8 +812,8 @@ def csv_header(tasks: Collection[str], detect: bool) -> list[str]:
 
 def tell(looked: Looked, outputs: list[dict[str, torch.Tensor]], tasks: Collection[str],
          detect: bool) -> list[list[str]]:
-    """Print what a picture showed, a line for each face. Returns its rows in the spreadsheet; one, if it
-    shows none.
+    """Print what a picture showed, a line for each face. Returns its rows in the spreadsheet;
+    one, if it shows none.
     """
     if looked.error:
         print(f"{looked.file}: not a readable picture ({looked.error})", file=sys.stderr)
@@ -860,8 +860,8 @@ def pictures_below(folder: Path, out: Path | None) -> Iterator[Path]:
 
 
 def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
-    """What a photo's line says: one face's logits (classes,) by task as cells of the spreadsheet, and as a
-    line.
+    """What a photo's line says: one face's logits (classes,) by task as cells
+    of the spreadsheet, and as a line.
     """
     cells, words, emotions = [], [], []
     for task, logits in outputs.items():
@@ -880,8 +880,8 @@ def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
 
 
 def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image.Image:
-    """A copy of the picture with each face's box, if it has one, and what was predicted, light on a dark
-    ground.
+    """A copy of the picture with each face's box, if it has one, and what was predicted,
+    light on a dark ground.
     """
     # small pictures are enlarged until text on them can be read
     scale = max(1, math.ceil(320 / max(image.size)))
@@ -1034,9 +1034,8 @@ LARGEST_FIGURE = 1e9                    # a log's larger ones are not drawn
 
 
 def plot_logs(file: Path, logs: dict[Path, tuple[str, list[dict]]]) -> None:
-    """Losses and metrics over the epochs of each of `logs` (see `read_logs`): a colour a run, training
-    dashed,
-    valid solid. Raises DataError.
+    """Losses and metrics over the epochs of each of `logs` (see `read_logs`): a colour a run,
+    training dashed, valid solid. Raises DataError.
     """
     runs = {log.stem: epochs for log, (_, epochs) in logs.items()}
     titles = {f"{task}_loss": f"{task} loss" for task in TASKS}

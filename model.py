@@ -377,8 +377,8 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
 
 
 def same_plain(value: object, expected: int | list) -> bool:
-    """Whether a value of a file is `expected`, a plain one; a tensor, which equals nothing plainly, is
-    not.
+    """Whether a value of a file is `expected`, a plain one; a tensor,
+    which equals nothing plainly, is not.
     """
     if isinstance(expected, list):
         return (isinstance(value, list) and len(value) == len(expected)
