@@ -422,12 +422,20 @@ def results_row(command: str, epochs: list[dict]) -> list[str]:
     judged = [
         split for split in options.get("split", []) if set(datasets.SPLITS.get(split, tasks)) & set(tasks)
     ]
-    remarks = [f"rehearsing {' '.join(options.get('rehearse', []))}"] * ("rehearse" in options)
-    remarks += ["from scratch"] * (bool(command) and "pretrained" not in options)
-    remarks += ["without copies"] * ("without-copies" in options)
-    remarks += ["drawn sample"] * (Path(*options.get("data", [])).name == "sample")
+    remarks = []
+    if "rehearse" in options:
+        remarks.append(f"rehearsing {' '.join(options['rehearse'])}")
+    if command and "pretrained" not in options:
+        remarks.append("from scratch")
+    if "without-copies" in options:
+        remarks.append("without copies")
+    if Path(*options.get("data", [])).name == "sample":
+        remarks.append("drawn sample")
     name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
-    name += f" on {' '.join(judged)}" * bool(judged) + f" ({', '.join(remarks)})" * bool(remarks)
+    if judged:
+        name += f" on {' '.join(judged)}"
+    if remarks:
+        name += f" ({', '.join(remarks)})"
     figures = [f"{best[METRICS[task]]:.2f}" if task in tasks else "" for task in TASKS]
     rate = options.get("lr") or [str(epochs[0].get("lr", ""))]
     return [name, *figures, ", ".join(options.get("weights", [])), rate[0]]
@@ -475,7 +483,8 @@ def judge(args: argparse.Namespace) -> None:
         size, tasks, title, detect = opened.size, opened.tasks, opened.file, opened.detected
         faces = datasets.decode(read_part(args, root, cache, tasks), size, cache, detect)
         datasets.check_usable(faces, tasks)
-        print(*datasets.left_out(faces), sep="\n", end="\n" * bool(datasets.left_out(faces)))
+        for line in datasets.left_out(faces):
+            print(line)
         predictions = predict(opened.model, faces, size, tasks, opened.device, args.tta)
     print_counts(args, faces)
     if args.save_predictions:
