@@ -562,6 +562,7 @@ def base(tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.mark.filterwarnings("ignore")                       # of Pillow, where odd pictures are made
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_input_ends_in_0_or_1_or_in_2_and_a_line(kind, base, tmp_path):
     for number in range(COUNT):

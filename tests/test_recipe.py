@@ -127,6 +127,8 @@ def test_best_is_the_first_epoch_of_the_least_error_in_runs_and_table(errors, be
     assert torch.load(last, weights_only=True)["epoch"] == len(errors)
     kept = [torch.load(file, weights_only=True)["epoch"] for file in place.glob("new/*/best.pth")]
     assert kept == [best] * (best is not None)
+    (log,) = place.glob("new/*.txt")
+    assert ("best.pth" in log.read_text()) == (best is not None)
     if best:
         row = run("evaluate.py", "--logs", "new", cwd=place).stdout.splitlines()[-1]
         assert row.split("|")[2].strip() == f"{errors[best - 1]:.2f}"
@@ -229,7 +231,7 @@ def test_without_locks_it_works_all_the_same(place, monkeypatch):
     {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "junk"},
     {"RANK": "0", "WORLD_SIZE": "0"}, {"RANK": "-1", "WORLD_SIZE": "1"},
     {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": "1"},
-    {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "x"},
+    {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "x", "LOCAL_WORLD_SIZE": "y"},
     {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "2"}])
 def test_what_torchrun_would_not_set_is_refused(told, place, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -258,6 +260,15 @@ def test_others_weights_of_odd_shapes_and_names_are_passed_over(place):
     (log,) = place.glob("new/*.txt")
     lines = log.read_text().splitlines()
     assert any("131 of the model's 132 tensors loaded" in line for line in lines)
+    assert all(evaluate.STAMPED.fullmatch(line) for line in lines if line)
+
+
+def test_a_line_break_in_a_files_name_is_none_in_the_log(place):
+    (place / "data/cvpr2016/gender/train/male/a\nb.txt").write_text("")
+    run("train.py", *SMALL, "--split", "cvpr2016", "--weights", 0, 1, 0, "--logs", "new", cwd=place)
+    (log,) = place.glob("new/*.txt")
+    lines = log.read_text().splitlines()
+    assert any("a b.txt" in line for line in lines)
     assert all(evaluate.STAMPED.fullmatch(line) for line in lines if line)
 
 
@@ -369,7 +380,7 @@ def test_what_is_no_plain_file_is_not_opened(place):
         pytest.skip("no named pipes")
     os.mkfifo(place / "pipe.jpg")
 
-    def write():                                        # so that a script that opens it does not wait for ever
+    def write():                                        # so that a script that opens it need not wait
         while True:
             open(place / "pipe.jpg", "wb").close()
     threading.Thread(target=write, daemon=True).start()
