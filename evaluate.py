@@ -471,7 +471,7 @@ def judge(args: argparse.Namespace) -> None:
     root, cache = datasets.folders(args)
     tasks = list(datasets.SPLITS[args.split])
     if args.predictions:
-        size, detect, title, rivals = COPY_SIZE, False, str(args.predictions[0]), {}
+        size, detect, title = COPY_SIZE, False, str(args.predictions[0])
         faces = read_part(args, root, cache, tasks)
         decoded = datasets.decode(faces, size, cache)
         # without the images, their labels are scored all the same

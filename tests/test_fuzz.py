@@ -266,7 +266,7 @@ def odd_values() -> list:
     for _ in range(40):
         shared = {"a": shared, "b": shared}
     return [
-        None, True, 0, 1, -5, 2**70, 0.0, -1.5, math.nan, math.inf, "", "x", "a\nb", "x" * 3000, "--help",
+        None, True, 0, 1, -5, 2**70, 0.0, -1.5, math.nan, math.inf, "", "x", "a\nb", "x" * 1000, "--help",
         "-1", b"bytes", 1j, [], [None], [1, [2]], [[]], ["age"], ["age", "age"], (), (1, 2), {1, 2}, {},
         {1: 2}, {"": 0}, {"help": "x"}, itself, listed, deep, shared, collections.OrderedDict(a=1),
         torch.float32, torch.Size([2]), np.float64(2), np.zeros(3), np.array(["a"]), [torch.zeros(2)] * 3,
