@@ -52,6 +52,7 @@ class Predictions:
     """What was predicted for each face of a table, by task; a task that was not predicted is absent."""
     values: dict[str, np.ndarray]       # (n,) float years; (n,) int classes, as in CLASS_NAMES
     loss: dict[str, np.ndarray] = field(default_factory=dict)    # (n,) float, 0 where the label is unknown
+    logits: dict[str, torch.Tensor] = field(default_factory=dict)       # (n, classes) float32, if a model's
 
 
 def logits_of(network: models.FaceNet, images: list[torch.Tensor], size: int, tasks: Collection[str],
@@ -81,6 +82,7 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
     pixels = [part.pixels for part in faces.parts]
     # prediction, loss
     results = torch.zeros((len(faces), len(TASKS), 2), dtype=torch.float64, device=device)
+    logits_of_all = {task: torch.zeros((len(faces), models.CLASSES[task]), device=device) for task in tasks}
     # a batch never spans two parts, so that it is the same whichever parts are judged together
     spans = [rows[start:start + BATCH] for number in range(len(faces.parts))
              for rows in [np.flatnonzero(faces.part == number)] for start in range(0, len(rows), BATCH)]
@@ -95,12 +97,15 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
             column = TASKS.index(task)
             results[places, column, 0] = models.expected_age(logits) if task == "age" else logits.argmax(1)
             results[places, column, 1] = losses[task]
+            logits_of_all[task][places] = logits
     if share.world > 1:
-        dist.all_reduce(results)
+        for values in (results, *logits_of_all.values()):
+            dist.all_reduce(values)
     results = results.cpu().numpy()
     values = {task: results[:, TASKS.index(task), 0] for task in tasks}
     values |= {task: values[task].astype(np.int64) for task in CLASS_NAMES if task in values}
-    return Predictions(values, {task: results[:, TASKS.index(task), 1] for task in tasks})
+    return Predictions(values, {task: results[:, TASKS.index(task), 1] for task in tasks},
+                       {task: logits.cpu() for task, logits in logits_of_all.items()})
 
 
 # ---- metrics ----------------------------------------------------------------------------------------------
@@ -201,6 +206,81 @@ def mean_error(metrics: dict) -> float:
               **{task: 100 - metrics[f"{task}_acc"] for task in CLASS_NAMES if f"{task}_acc" in metrics}}
     mean = float(np.mean([error / SEED_ERRORS[task] for task, error in errors.items() if error is not None]))
     return mean if math.isfinite(mean) else math.inf
+
+
+# ---- calibration: whether a face's probabilities are as often right as they say ---------------------------
+
+TEMPERATURES = torch.logspace(-2, 2, 135, 2).tolist()     # tried: from 1/4 to 4, each 2 % above the one before
+BINS = 15                               # of the expected calibration error
+
+
+def calibrate(faces: Faces, predictions: Predictions) -> dict[str, float]:
+    """The temperature of each task, by which a face's logits are divided before they are told as
+    probabilities, as it suits `faces`.
+
+    Of gender and emotion that of the least cross-entropy (Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017); of age that at which `age_coverage` is nearest to AGE_SHARE. A task without
+    labels to measure by is left out.
+    """
+    found = {}
+    for task, logits in predictions.logits.items():
+        rows = torch.from_numpy(exact_ages(faces) if task == "age" else faces.known(task))
+        if not rows.any():
+            continue
+        logits, truth = logits[rows], torch.from_numpy(getattr(faces, task))[rows]
+
+        def error(temperature: float) -> float:
+            if task == "age":
+                return abs(age_coverage(logits / temperature, truth) - models.AGE_SHARE)
+            return torch.nn.functional.cross_entropy(logits / temperature, truth).item()
+        found[task] = min(TEMPERATURES, key=error)
+    return found
+
+
+def exact_ages(faces: Faces) -> np.ndarray:
+    """The faces whose age is known, and not as a range: (n,) bool."""
+    return faces.known("age") & np.isnan(faces.low)
+
+
+def age_coverage(logits: torch.Tensor, ages: torch.Tensor) -> float:
+    """The share of `ages` (n,) years that lie in the central AGE_SHARE of their distribution,
+    logits (n, 101)."""
+    low, high = models.age_range(logits)
+    return ((ages >= low - 0.5) & (ages <= high + 0.5)).float().mean().item()
+
+
+def calibration_error(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """The expected calibration error in percent, of logits (n, classes) and true classes (n,).
+
+    The faces are put into bins by the probability of the class that is told; the mean over the faces of the
+    distance between their bin's mean probability and its share of right answers (Guo et al., ICML 2017).
+    """
+    confidence, told = logits.softmax(1).double().max(1)
+    gap = (told == truth).double() - confidence
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    return 100 * torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, gap).abs().sum().item() / len(gap)
+
+
+def calibration_table(faces: Faces, predictions: Predictions, temperatures: dict[str, float]) -> str:
+    """How well the probabilities and age ranges hold, as the network gives them
+    and divided by their `temperatures`; '' where there is nothing to measure by.
+    """
+    rows = []
+    for task, logits in predictions.logits.items():
+        known = torch.from_numpy(exact_ages(faces) if task == "age" else faces.known(task))
+        if not known.any():
+            continue
+        truth = torch.from_numpy(getattr(faces, task))[known]
+
+        def measured(temperature: float) -> str:
+            scaled = logits[known] / temperature
+            percent = 100 * age_coverage(scaled, truth) if task == "age" else calibration_error(scaled, truth)
+            return f"{percent:.2f}"
+        share = f"{100 * models.AGE_SHARE:.0f} %"
+        name = f"true ages in the told {share} (%)" if task == "age" else f"{task} calibration error (%)"
+        own = temperatures.get(task)
+        rows.append([name, measured(1), *([measured(own), f"{own:.3f}"] if own else ["-", "-"])])
+    return table(["", "before", "calibrated", "temperature"], rows) if rows else ""
 
 
 # ---- tables and reports -----------------------------------------------------------------------------------
@@ -480,12 +560,12 @@ def judge(args: argparse.Namespace) -> None:
         predictions = next(iter(rivals.values()))
     else:
         opened, rivals = open_model(args, tasks, datasets.is_drawn(root)), {}
-        size, tasks, title, detect = opened.size, opened.tasks, opened.file, opened.detected
+        size, tasks, title, detect = opened.decoded, opened.tasks, opened.file, opened.detected
         faces = datasets.decode(read_part(args, root, cache, tasks), size, cache, detect)
         datasets.check_usable(faces, tasks)
         for line in datasets.left_out(faces):
             print(line)
-        predictions = predict(opened.model, faces, size, tasks, opened.device, args.tta)
+        predictions = predict(opened.model, faces, opened.size, tasks, opened.device, args.tta)
     print_counts(args, faces)
     if args.save_predictions:
         save_predictions(args.save_predictions, faces, predictions)
@@ -498,6 +578,8 @@ def judge(args: argparse.Namespace) -> None:
         plot_split(args.plot, f"{args.split} {args.subset}, {title}", faces, predictions, metrics)
     print("", interval_table(faces, predictions, seen_in_training(args, faces, tasks, root, decode)),
           sep="\n")
+    if not rivals:
+        print("", calibration_table(faces, predictions, opened.temperatures), sep="\n")
     if (faces.group != "").any():
         print("", group_table(faces, predictions), sep="\n")
 
@@ -632,9 +714,11 @@ class Opened:
     model: models.FaceNet
     file: Path
     size: int                           # pixels of its images
+    decoded: int                        # pixels of a set's images, which are shrunk to that
     tasks: list[str]                    # those asked for that it was trained for
     device: torch.device
     detected: bool                      # its training faces were found by --detect
+    temperatures: dict[str, float]      # that its logits are divided by for probabilities, by task
 
 
 def open_model(args: argparse.Namespace, tasks: Collection[str], drawn: bool) -> Opened:
@@ -655,7 +739,8 @@ def open_model(args: argparse.Namespace, tasks: Collection[str], drawn: bool) ->
           "; detected faces" * detected + "; mean of image and mirror image (--tta)" * args.tta)
     if content.get("drawn") is True and not drawn:
         print("trained on drawn faces: what it tells of photos means nothing; --checkpoint names another")
-    return Opened(model.to(device), file, content["image_size"], chosen, device, detected)
+    return Opened(model.to(device), file, content["image_size"], content["decoded_size"], chosen, device,
+                  detected, content["temperatures"])
 
 
 def newest_checkpoint(folder: Path | None) -> Path:
@@ -684,7 +769,8 @@ def export(args: argparse.Namespace) -> None:
     if wrong := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
         raise models.CheckpointError(
             f"{args.export}: not written, {wrong[0]} holds values that half precision can't")
-    kept = {key: content[key] for key in ("image_size", "tasks", *models.description())}
+    names = ("image_size", "decoded_size", "tasks", "temperatures", *models.description())
+    kept = {key: content[key] for key in names}
     told = {key: content.get(key) is True for key in ("drawn", "detected")}
     models.write_checkpoint({"model": tensors, **kept, **told}, args.export)
     print(f"{args.export}: {args.export.stat().st_size / 1e6:.1f} MB")
@@ -719,10 +805,11 @@ def predict_pictures(args: argparse.Namespace) -> int:
         for looked, outputs in predicted(network, opened, args):
             count += 1
             unreadable += bool(looked.error)
-            rows += tell(looked, outputs, opened.tasks, args.detect)
+            rows += tell(looked, outputs, opened, args.detect)
             if looked.image:
                 faces = [
-                    (found and found.box, in_words(face)[1]) for found, face in zip(looked.found, outputs)
+                    (found and found.box, in_words(face, opened.temperatures)[1])
+                    for found, face in zip(looked.found, outputs)
                 ]
                 save_picture(annotate(looked.image, faces),
                              args.out / annotated_name(count - unreadable, looked.file))
@@ -819,7 +906,7 @@ def csv_header(tasks: Collection[str], detect: bool) -> list[str]:
     return header + list(EMOTIONS) * ("emotion" in tasks)
 
 
-def tell(looked: Looked, outputs: list[dict[str, torch.Tensor]], tasks: Collection[str],
+def tell(looked: Looked, outputs: list[dict[str, torch.Tensor]], opened: Opened,
          detect: bool) -> list[list[str]]:
     """Print what a picture showed, a line for each face. Returns its rows in the spreadsheet;
     one, if it shows none.
@@ -830,12 +917,12 @@ def tell(looked: Looked, outputs: list[dict[str, torch.Tensor]], tasks: Collecti
         print(f"{looked.file}: no face found")
     rows = []
     for found, face in zip(looked.found, outputs):
-        cells, words = in_words(face)
+        cells, words = in_words(face, opened.temperatures)
         box = [round(looked.scale * side) for side in found.box] if found else []
         place = " at {},{}-{},{}".format(*box) if found else ""
         print(f"{looked.file}{place}: {words}", flush=True)
         rows.append([str(looked.file), *box, *([f"{found.confidence:.3f}"] if found else []), *cells])
-    return rows or [[str(looked.file), *[""] * (len(csv_header(tasks, detect)) - 1)]]
+    return rows or [[str(looked.file), *[""] * (len(csv_header(opened.tasks, detect)) - 1)]]
 
 
 def pictures(names: Iterable[str], out: Path | None) -> Iterator[Path]:
@@ -868,15 +955,17 @@ def pictures_below(folder: Path, out: Path | None) -> Iterator[Path]:
                     if Path(file).suffix.lower() in datasets.IMAGE_FILES + datasets.OTHER_IMAGE_FILES)
 
 
-def in_words(outputs: dict[str, torch.Tensor]) -> tuple[list[str], str]:
+def in_words(outputs: dict[str, torch.Tensor], temperatures: dict[str, float]) -> tuple[list[str], str]:
     """What a photo's line says: one face's logits (classes,) by task as cells
     of the spreadsheet, and as a line.
     """
     cells, words, emotions = [], [], []
     for task, logits in outputs.items():
-        probabilities = logits.float().softmax(0)
+        calibrated = logits.float() / temperatures.get(task, 1)
+        probabilities = calibrated.softmax(0)
         if task == "age":
-            age, (low, high) = models.expected_age(logits[None]).item(), models.age_range(logits)
+            age = models.expected_age(logits[None]).item()
+            low, high = (bound.item() for bound in models.age_range(calibrated[None]))
             cells += [f"{age:.1f}", f"{low}", f"{high}"]
             words.append(f"age {age:.1f} years ({low}-{high})")
         else:

@@ -27,6 +27,7 @@ from datasets import (CLASS_NAMES, EMOTIONS, GENDERS, OLDEST, TASKS, DataError, 
 
 CLASSES = {"age": OLDEST + 1, **{task: len(names) for task, names in CLASS_NAMES.items()}}  # an age a class
 HIDDEN = 512                            # width of a head's hidden layer
+AGE_SHARE = 0.8                         # of its age distribution, that a face's range of ages holds
 
 # the input, normalised by ImageNet's statistics, which torchvision's own weights expect
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,11 +101,13 @@ def expected_age(logits: Tensor) -> Tensor:
     return logits.float().softmax(1) @ ages
 
 
-def age_range(logits: Tensor, share: float = 0.8) -> tuple[int, int]:
-    """The central `share` of an age distribution, as logits (101,): its first and its last year."""
-    below = logits.float().softmax(0).cumsum(0)
-    low, high = ((below < bound).sum().item() for bound in ((1 - share) / 2, (1 + share) / 2))
-    return int(low), min(int(high), CLASSES["age"] - 1)
+def age_range(logits: Tensor, share: float = AGE_SHARE) -> tuple[Tensor, Tensor]:
+    """The central `share` of each age distribution, logits (n, 101): its first and its last year,
+    (n,) int64 each.
+    """
+    below = logits.float().softmax(1).cumsum(1)
+    low, high = ((below < bound).sum(1) for bound in ((1 - share) / 2, (1 + share) / 2))
+    return low, high.clamp(max=CLASSES["age"] - 1)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -353,7 +356,8 @@ def description() -> dict:
 
 def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
     """The model of a checkpoint of this project, and the whole content, which tells image_size,
-    tasks and description().
+    decoded_size (of the images that were shrunk to it), tasks, temperatures (see evaluate.calibrate) and
+    description().
 
     Raises: CheckpointError, also where its classes or normalisation are not this code's.
     """
@@ -366,11 +370,19 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
             raise CheckpointError(
                 f"{file}: its {key} are {reprlib.repr(content[key])}; this code's are {value}")
     size, tasks = content["image_size"], content["tasks"]
-    if not (type(size) is int and 16 <= size <= 1024 and isinstance(tasks, list) and tasks
+    decoded = content.setdefault("decoded_size", size)
+    if not (all(type(side) is int and 16 <= side <= 1024 for side in (size, decoded))
+            and isinstance(tasks, list) and tasks
             and all(isinstance(task, str) and task in TASKS for task in tasks)):
         raise CheckpointError(
-            f"{file}: an image size of {reprlib.repr(size)} for tasks {reprlib.repr(tasks)}; "
+            f"{file}: an image size of {reprlib.repr(size)}, decoded at {reprlib.repr(decoded)}, for tasks {reprlib.repr(tasks)}; "
             f"expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
+    temperatures = content.setdefault("temperatures", {})       # which earlier versions don't tell
+    if not (isinstance(temperatures, dict) and all(
+            task in TASKS and type(value) is float and 0.01 <= value <= 100
+            for task, value in temperatures.items())):
+        raise CheckpointError(f"{file}: its temperatures are {reprlib.repr(temperatures)}; "
+                              "expected a number from 0.01 to 100 for each task")
     model = FaceNet()
     load_state(model, content["model"], file)
     return model, content

@@ -37,6 +37,7 @@ LEARNING_RATE = 0.05    # the highest, reached after the warm-up and lowered to 
 WARM_UP = 1 / 20                        # of the run's steps
 BATCH_SIZE = 64                         # images a step
 EPOCHS, EMOTION_EPOCHS = 24, 36  # without and with emotion, which alone gains 0.8 points by the last twelve
+SMALLER, SMALLER_EPOCHS = 2 / 3, 0.6    # of an image's side, which saves a third; of the run's epochs, the first
 MOMENTUM = 0.9                          # Nesterov's
 DECAY = 1e-3                            # of weights; biases and BatchNorm's parameters have none
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
@@ -44,10 +45,10 @@ SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
-            "lr", "seed", "without_copies", "detect")
+            "lr", "seed", "constant", "without_copies", "detect")
 FOLDERS = ("data", "cache", "logs", "device")       # what it may have anew
 # which checkpoints of earlier versions don't tell
-NEWER_SETTINGS = {"without_copies": False, "detect": False}
+NEWER_SETTINGS = {"constant": False, "without_copies": False, "detect": False}
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------
@@ -57,9 +58,10 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, device: torch.device, share: Share = Share()):
         """`args`: this script's, of which weights, samples, batch_size, image_size, epochs, lr,
-        seed, compile are used.
+        constant, seed, compile are used.
         """
         self.args, self.device, self.share = args, device, share
+        self.size = size_at(1, args)            # pixels of the images, as the last epoch had them
         self.weights = {task: weight for task, weight in zip(TASKS, args.weights, strict=True) if weight}
         torch.manual_seed(args.seed)
         self.model = models.FaceNet()
@@ -69,7 +71,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, args.lr)
         # of a single pixel, which 16 pixels shrink to, oneDNN's bfloat16 gradients are undefined (torch
         # 2.14)
-        self.precision = models.fast_precision(device) if args.image_size > 16 else torch.float32
+        self.precision = models.fast_precision(device) if self.size > 16 else torch.float32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
 
     def start(self, faces: Faces) -> None:
@@ -92,6 +94,7 @@ class Trainer:
         Raises: DataError where a loss is no number.
         """
         args, rates = self.args, []
+        self.size = size_at(epoch, args)
         # loss, right, known by task
         sums = torch.zeros((len(self.weights), 3), dtype=torch.float64, device=self.device)
         step_losses = torch.zeros(self.steps, device=self.device)
@@ -100,7 +103,8 @@ class Trainer:
                                    self.share)
         shown = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
         for step, batch in enumerate(shown):
-            rates.append(rate_at((epoch - 1) * self.steps + step, args.epochs * self.steps, args.lr))
+            rates.append(args.lr if args.constant else
+                         rate_at((epoch - 1) * self.steps + step, args.epochs * self.steps, args.lr))
             step_losses[step] = self.step(batch, rates[-1], sums)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.steps:
                 self.check(step_losses, epoch)
@@ -140,7 +144,7 @@ class Trainer:
     def forward(self, batch: datasets.Batch) -> dict[str, torch.Tensor]:
         """The network's outputs for a batch, augmented."""
         images = datasets.gather(self.faces, self.pixels, batch.rows, self.device)
-        inputs = models.augment(images, self.args.image_size, batch.draws.to(self.device, non_blocking=True))
+        inputs = models.augment(images, self.size, batch.draws.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             return self.network(inputs, tuple(self.weights))
 
@@ -192,6 +196,17 @@ def rate_at(step: int, steps: int, highest: float) -> float:
     warm = max(1, int(steps * WARM_UP))
     return highest * min((step + 1) / warm,
                          (1 + math.cos(math.pi * max(0, step + 1 - warm) / (steps + 1 - warm))) / 2)
+
+
+def size_at(epoch: int, args: argparse.Namespace) -> int:
+    """The side in pixels of an epoch's images, epochs counted from 1 on: smaller ones first, which cost less.
+
+    A network is at its best at the size that it was trained at last. Touvron et al., "Fixing the train-test
+    resolution discrepancy", NeurIPS 2019.
+    """
+    if args.constant or epoch > int(SMALLER_EPOCHS * args.epochs):
+        return args.image_size
+    return max(16, round(SMALLER * args.image_size / 16) * 16)
 
 
 def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
@@ -368,6 +383,9 @@ def make_parser() -> datasets.Parser:
         "--lr", type=datasets.in_range(float, 1e-12), default=LEARNING_RATE, metavar="RATE",
         help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine "
         f"(default: {LEARNING_RATE})")
+    parser.add_argument("--constant", action="store_true",
+                        help="keep the learning rate and the images' size as they are, as the original recipe "
+                        f"does (default: the first {100 * SMALLER_EPOCHS:.0f} % of the epochs see smaller images)")
     parser.add_argument("--seed", type=datasets.in_range(int, 0, 2 ** 63 - 1), default=0, metavar="N",
                         help="same seed, same log (default: 0)")
     parser.add_argument(
@@ -605,12 +623,14 @@ def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: t
         run.log(datasets.one_line(note))
 
 
-def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict) -> dict:
+def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict,
+               temperatures: dict[str, float]) -> dict:
     """What a checkpoint tells: the model, and all that using it needs."""
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
     return {
-        "model": trainer.model.state_dict(), "image_size": args.image_size, "tasks": trained_tasks(args),
-        **models.description(), "drawn": args.drawn, "detected": args.detect, "epoch": epoch,
+        "model": trainer.model.state_dict(), "image_size": trainer.size, "decoded_size": args.image_size,
+        "tasks": trained_tasks(args),
+        **models.description(), "temperatures": temperatures, "drawn": args.drawn, "detected": args.detect, "epoch": epoch,
         "metrics": figures, "settings": settings_of(args)
     }
 
@@ -648,7 +668,8 @@ def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer
         run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
         notes = [f"resumed after epoch {run.epoch}"]
         if resumed["older"]:
-            notes.append("begun by an earlier version, whose age loss did not widen with the label's spread")
+            notes.append("begun by an earlier version: now the age loss widens with the label's spread, "
+                         "and the first epochs' images are smaller")
         return run, notes
     return Run(), [models.load_weights(trainer.model, args.pretrained)
                    ] if args.pretrained is not None else []
@@ -668,7 +689,7 @@ def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer:
         run.begin(args)
     log_settings(run, args, trainer, tables, notes)
     if not resumed:
-        run.save(content_of(args, trainer, 0, {}), training_of(args, trainer, count_rows(tables)), False)
+        run.save(content_of(args, trainer, 0, {}, {}), training_of(args, trainer, count_rows(tables)), False)
 
 
 def train(run: Run, args: argparse.Namespace, trainer: Trainer, valid: Faces, rows: dict[str, int]) -> None:
@@ -678,14 +699,16 @@ def train(run: Run, args: argparse.Namespace, trainer: Trainer, valid: Faces, ro
         run.epoch = epoch
         figures = trainer.train_epoch(epoch)
         trainer.share_statistics()
-        metrics = evaluate.evaluate(trainer.model, valid, args.image_size, tasks, trainer.device,
-                                    share=trainer.share)
+        predictions = evaluate.predict(trainer.model, valid, trainer.size, tasks, trainer.device,
+                                       share=trainer.share)
+        metrics = evaluate.score(valid, predictions)
         figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
         for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
             run.log(line)
         error = evaluate.mean_error(metrics)
         better, run.best = error < run.best, min(error, run.best)
-        run.save(content_of(args, trainer, epoch, metrics), training_of(args, trainer, rows), better)
+        content = content_of(args, trainer, epoch, metrics, evaluate.calibrate(valid, predictions))
+        run.save(content, training_of(args, trainer, rows), better)
 
 
 def main() -> int | None:
