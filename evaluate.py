@@ -82,7 +82,7 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
     pixels = [part.pixels for part in faces.parts]
     # prediction, loss
     results = torch.zeros((len(faces), len(TASKS), 2), dtype=torch.float64, device=device)
-    logits_of_all = {task: torch.zeros((len(faces), models.CLASSES[task]), device=device) for task in tasks}
+    kept = {task: torch.zeros((len(faces), models.CLASSES[task]), device=device) for task in tasks}
     # a batch never spans two parts, so that it is the same whichever parts are judged together
     spans = [rows[start:start + BATCH] for number in range(len(faces.parts))
              for rows in [np.flatnonzero(faces.part == number)] for start in range(0, len(rows), BATCH)]
@@ -97,15 +97,15 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
             column = TASKS.index(task)
             results[places, column, 0] = models.expected_age(logits) if task == "age" else logits.argmax(1)
             results[places, column, 1] = losses[task]
-            logits_of_all[task][places] = logits
+            kept[task][places] = logits
     if share.world > 1:
-        for values in (results, *logits_of_all.values()):
+        for values in (results, *kept.values()):
             dist.all_reduce(values)
     results = results.cpu().numpy()
     values = {task: results[:, TASKS.index(task), 0] for task in tasks}
     values |= {task: values[task].astype(np.int64) for task in CLASS_NAMES if task in values}
     return Predictions(values, {task: results[:, TASKS.index(task), 1] for task in tasks},
-                       {task: logits.cpu() for task, logits in logits_of_all.items()})
+                       {task: logits.cpu() for task, logits in kept.items()})
 
 
 # ---- metrics ----------------------------------------------------------------------------------------------
@@ -190,12 +190,6 @@ def interval(values: np.ndarray, share: bool) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def evaluate(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[str], device: torch.device,
-             **options) -> dict:
-    """`score` of `predict`: the one path by which training validates and this script judges."""
-    return score(faces, predict(model, faces, size, tasks, device, **options))
-
-
 def mean_error(metrics: dict) -> float:
     """The mean of age MAE / 12.23 years, gender error / 13.37 %, emotion error / 47.09 %,
     of the tasks that were measured.
@@ -210,7 +204,7 @@ def mean_error(metrics: dict) -> float:
 
 # ---- calibration: whether a face's probabilities are as often right as they say ---------------------------
 
-TEMPERATURES = torch.logspace(-2, 2, 135, 2).tolist()     # tried: from 1/4 to 4, each 2 % above the one before
+TEMPERATURES = torch.logspace(-2, 2, 135, 2).tolist()   # those tried: from 1/4 to 4, in steps of 2 %
 BINS = 15                               # of the expected calibration error
 
 
@@ -223,34 +217,36 @@ def calibrate(faces: Faces, predictions: Predictions) -> dict[str, float]:
     labels to measure by is left out.
     """
     found = {}
-    for task, logits in predictions.logits.items():
-        rows = torch.from_numpy(exact_ages(faces) if task == "age" else faces.known(task))
-        if not rows.any():
-            continue
-        logits, truth = logits[rows], torch.from_numpy(getattr(faces, task))[rows]
-
+    for task, logits, truth in with_labels(faces, predictions):
         def error(temperature: float) -> float:
+            scaled = logits / temperature
             if task == "age":
-                return abs(age_coverage(logits / temperature, truth) - models.AGE_SHARE)
-            return torch.nn.functional.cross_entropy(logits / temperature, truth).item()
+                return abs(age_coverage(scaled, truth) - models.AGE_SHARE)
+            return torch.nn.functional.cross_entropy(scaled, truth).item()
         found[task] = min(TEMPERATURES, key=error)
     return found
 
 
-def exact_ages(faces: Faces) -> np.ndarray:
-    """The faces whose age is known, and not as a range: (n,) bool."""
-    return faces.known("age") & np.isnan(faces.low)
+def with_labels(faces: Faces, predictions: Predictions) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """For each task that has some: the logits (k, classes) and labels (k,) of the faces of known label;
+    of ages, those that are not told as a range.
+    """
+    for task, logits in predictions.logits.items():
+        known = faces.known(task) & (np.isnan(faces.low) if task == "age" else True)
+        if known.any():
+            yield task, logits[known], torch.from_numpy(getattr(faces, task)[known])
 
 
 def age_coverage(logits: torch.Tensor, ages: torch.Tensor) -> float:
     """The share of `ages` (n,) years that lie in the central AGE_SHARE of their distribution,
-    logits (n, 101)."""
+    logits (n, 101).
+    """
     low, high = models.age_range(logits)
     return ((ages >= low - 0.5) & (ages <= high + 0.5)).float().mean().item()
 
 
 def calibration_error(logits: torch.Tensor, truth: torch.Tensor) -> float:
-    """The expected calibration error in percent, of logits (n, classes) and true classes (n,).
+    """The expected calibration error, 0..1, of logits (n, classes) and true classes (n,).
 
     The faces are put into bins by the probability of the class that is told; the mean over the faces of the
     distance between their bin's mean probability and its share of right answers (Guo et al., ICML 2017).
@@ -258,7 +254,8 @@ def calibration_error(logits: torch.Tensor, truth: torch.Tensor) -> float:
     confidence, told = logits.softmax(1).double().max(1)
     gap = (told == truth).double() - confidence
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    return 100 * torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, gap).abs().sum().item() / len(gap)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, gap)
+    return gaps.abs().sum().item() / len(gap)
 
 
 def calibration_table(faces: Faces, predictions: Predictions, temperatures: dict[str, float]) -> str:
@@ -266,20 +263,14 @@ def calibration_table(faces: Faces, predictions: Predictions, temperatures: dict
     and divided by their `temperatures`; '' where there is nothing to measure by.
     """
     rows = []
-    for task, logits in predictions.logits.items():
-        known = torch.from_numpy(exact_ages(faces) if task == "age" else faces.known(task))
-        if not known.any():
-            continue
-        truth = torch.from_numpy(getattr(faces, task))[known]
-
-        def measured(temperature: float) -> str:
-            scaled = logits[known] / temperature
-            percent = 100 * age_coverage(scaled, truth) if task == "age" else calibration_error(scaled, truth)
-            return f"{percent:.2f}"
-        share = f"{100 * models.AGE_SHARE:.0f} %"
-        name = f"true ages in the told {share} (%)" if task == "age" else f"{task} calibration error (%)"
-        own = temperatures.get(task)
-        rows.append([name, measured(1), *([measured(own), f"{own:.3f}"] if own else ["-", "-"])])
+    for task, logits, truth in with_labels(faces, predictions):
+        own, measure = temperatures.get(task), age_coverage if task == "age" else calibration_error
+        row = [f"{task} calibration error (%)", f"{100 * measure(logits, truth):.2f}", "-", "-"]
+        if task == "age":
+            row[0] = f"true ages in the told {100 * models.AGE_SHARE:.0f} % (%)"
+        if own is not None:
+            row[2:] = f"{100 * measure(logits / own, truth):.2f}", f"{own:.3f}"
+        rows.append(row)
     return table(["", "before", "calibrated", "temperature"], rows) if rows else ""
 
 
@@ -578,8 +569,8 @@ def judge(args: argparse.Namespace) -> None:
         plot_split(args.plot, f"{args.split} {args.subset}, {title}", faces, predictions, metrics)
     print("", interval_table(faces, predictions, seen_in_training(args, faces, tasks, root, decode)),
           sep="\n")
-    if not rivals:
-        print("", calibration_table(faces, predictions, opened.temperatures), sep="\n")
+    if not rivals and (calibrated := calibration_table(faces, predictions, opened.temperatures)):
+        print("", calibrated, sep="\n")
     if (faces.group != "").any():
         print("", group_table(faces, predictions), sep="\n")
 

@@ -375,8 +375,8 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
             and isinstance(tasks, list) and tasks
             and all(isinstance(task, str) and task in TASKS for task in tasks)):
         raise CheckpointError(
-            f"{file}: an image size of {reprlib.repr(size)}, decoded at {reprlib.repr(decoded)}, for tasks {reprlib.repr(tasks)}; "
-            f"expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
+            f"{file}: an image size of {reprlib.repr(size)}, decoded at {reprlib.repr(decoded)}, for tasks "
+            f"{reprlib.repr(tasks)}; expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
     temperatures = content.setdefault("temperatures", {})       # which earlier versions don't tell
     if not (isinstance(temperatures, dict) and all(
             task in TASKS and type(value) is float and 0.01 <= value <= 100

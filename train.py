@@ -37,7 +37,7 @@ LEARNING_RATE = 0.05    # the highest, reached after the warm-up and lowered to 
 WARM_UP = 1 / 20                        # of the run's steps
 BATCH_SIZE = 64                         # images a step
 EPOCHS, EMOTION_EPOCHS = 24, 36  # without and with emotion, which alone gains 0.8 points by the last twelve
-SMALLER, SMALLER_EPOCHS = 2 / 3, 0.6    # of an image's side, which saves a third; of the run's epochs, the first
+SMALLER, SMALLER_EPOCHS = 2 / 3, 0.6    # of an image's side, which saves a third; of the epochs, the first
 MOMENTUM = 0.9                          # Nesterov's
 DECAY = 1e-3                            # of weights; biases and BatchNorm's parameters have none
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
@@ -199,7 +199,7 @@ def rate_at(step: int, steps: int, highest: float) -> float:
 
 
 def size_at(epoch: int, args: argparse.Namespace) -> int:
-    """The side in pixels of an epoch's images, epochs counted from 1 on: smaller ones first, which cost less.
+    """The side in pixels of an epoch's images, epochs counted from 1 on: smaller at first, at less cost.
 
     A network is at its best at the size that it was trained at last. Touvron et al., "Fixing the train-test
     resolution discrepancy", NeurIPS 2019.
@@ -384,8 +384,9 @@ def make_parser() -> datasets.Parser:
         help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine "
         f"(default: {LEARNING_RATE})")
     parser.add_argument("--constant", action="store_true",
-                        help="keep the learning rate and the images' size as they are, as the original recipe "
-                        f"does (default: the first {100 * SMALLER_EPOCHS:.0f} % of the epochs see smaller images)")
+                        help="keep the learning rate and the images' size, as the original recipe does "
+                        "(default: the rate falls, and images are smaller in the first "
+                        f"{100 * SMALLER_EPOCHS:.0f} %% of the epochs)")
     parser.add_argument("--seed", type=datasets.in_range(int, 0, 2 ** 63 - 1), default=0, metavar="N",
                         help="same seed, same log (default: 0)")
     parser.add_argument(
@@ -628,10 +629,10 @@ def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: 
     """What a checkpoint tells: the model, and all that using it needs."""
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
     return {
-        "model": trainer.model.state_dict(), "image_size": trainer.size, "decoded_size": args.image_size,
-        "tasks": trained_tasks(args),
-        **models.description(), "temperatures": temperatures, "drawn": args.drawn, "detected": args.detect, "epoch": epoch,
-        "metrics": figures, "settings": settings_of(args)
+        "model": trainer.model.state_dict(), "tasks": trained_tasks(args), "image_size": trainer.size,
+        "decoded_size": args.image_size, **models.description(), "temperatures": temperatures,
+        "drawn": args.drawn, "detected": args.detect, "epoch": epoch, "metrics": figures,
+        "settings": settings_of(args)
     }
 
 

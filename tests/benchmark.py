@@ -128,8 +128,8 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
     count = args.batch_size * args.steps
     # so many epochs that the learning rate stays in its warm-up; three pools have `samples` images each
     settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size,
-                                  image_size=args.image_size, epochs=10 ** 6, lr=0.001, seed=0,
-                                  compile=False)
+                                  image_size=args.image_size, epochs=10 ** 6, lr=0.001, constant=True,
+                                  seed=0, compile=False)
     trainer = train.Trainer(settings, device)
     faces = load(args, root, root / ".cache")
     trainer.start(faces)

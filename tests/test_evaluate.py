@@ -107,12 +107,95 @@ def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypa
     monkeypatch.setattr(evaluate.dist, "all_reduce", lambda results: sums.append(results.clone()))
     for rank in range(2):
         evaluate.predict(network, table, 16, ("age", "gender"), cpu, share=datasets.Share(rank, 2))
-    ages, genders = (sum(results[:, place, 0] for results in sums).numpy() for place in (0, 1))
-    assert ((sums[0][:, 0, 0] == 0) != (sums[1][:, 0, 0] == 0)).all()
+    results, logits = [sums[0], sums[3]], [sums[1], sums[4]]        # of each process; its gender logits too
+    ages, genders = (sum(results)[:, place, 0].numpy() for place in (0, 1))
+    assert ((results[0][:, 0, 0] == 0) != (results[1][:, 0, 0] == 0)).all()
+    torch.testing.assert_close(sum(logits), whole.logits["age"], rtol=0, atol=0)
     np.testing.assert_array_equal(ages, whole.values["age"])
     np.testing.assert_array_equal(genders, whole.values["gender"])
     mirrored = evaluate.predict(network, table, 16, ("age",), cpu, tta=True)
     assert (mirrored.values["age"] != whole.values["age"]).any()
+
+
+# ---- calibration
+
+def certain(logits, **labels):
+    """Faces of these labels, and predictions of these logits (n, classes) by task."""
+    return faces(**labels), Predictions({}, logits={task: torch.as_tensor(values, dtype=torch.float32)
+                                                    for task, values in logits.items()})
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_calibration_undoes_what_the_logits_were_multiplied_by(factor):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 7))
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(1)          # as often as the softmax says
+    table, predictions = certain({"emotion": factor * logits}, emotion=truth)
+    found = evaluate.calibrate(table, predictions)
+    assert set(found) == {"emotion"} and found["emotion"] == pytest.approx(factor, rel=0.05)
+    before, after = (evaluate.calibration_error(predictions.logits["emotion"] / temperature,
+                                                torch.from_numpy(truth)) for temperature in (1, factor))
+    assert after < 0.02 < 0.05 < before
+
+
+def test_calibration_error_by_hand():
+    logits = torch.tensor([0.9, 0.9, 0.6]).log()[:, None] * torch.tensor([[1.0, 0.0]])
+    logits[:, 1] = (1 - logits[:, 0].exp()).log()
+    # two told with 0.9, of which one is right, and one with 0.6, which is right
+    error = evaluate.calibration_error(logits, torch.tensor([0, 1, 0]))
+    assert error == pytest.approx((2 * (0.9 - 0.5) + (1 - 0.6)) / 3)
+
+
+def test_calibrated_age_ranges_hold_four_of_five_true_ages():
+    rng = np.random.default_rng(0)
+    years, middle = np.arange(101), rng.uniform(30, 70, 4000)
+    logits = -((years - middle[:, None]) / 3) ** 2 / 2                  # a deviation of 3 years is told
+    truth = np.round(rng.normal(middle, 6))                             # and one of 6 is true
+    table, predictions = certain({"age": logits}, age=truth)
+    before = evaluate.age_coverage(predictions.logits["age"], torch.from_numpy(truth))
+    temperature = evaluate.calibrate(table, predictions)["age"]
+    after = evaluate.age_coverage(predictions.logits["age"] / temperature, torch.from_numpy(truth))
+    assert before < 0.6 and after == pytest.approx(0.8, abs=0.01) and temperature == pytest.approx(4, rel=0.15)
+
+
+def test_calibration_leaves_out_what_has_no_label_or_only_a_range():
+    table, predictions = certain({"age": np.zeros((2, 101)), "gender": np.zeros((2, 2))}, age=[24.5, np.nan],
+                                 low=[20, np.nan], high=[30, np.nan])
+    assert evaluate.calibrate(table, predictions) == {}
+    assert evaluate.calibration_table(table, predictions, {}) == ""
+
+
+def test_a_checkpoints_temperatures_are_told_exported_and_used(trained, work, tmp_path):
+    best, content = the_best(work)
+    assert set(content["temperatures"]) == {"age", "gender", "emotion"}
+    portrait = picture(tmp_path / "face.png", size=(64, 64))
+    probabilities = []
+    for temperature in (0.5, 50.0):
+        content["temperatures"] = {"age": temperature, "emotion": temperature}
+        torch.save(content, tmp_path / "c.pth")
+        run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--export", tmp_path / f"{temperature}.pth",
+            cwd=work)
+        run("evaluate.py", "--checkpoint", tmp_path / f"{temperature}.pth", portrait, "--csv",
+            tmp_path / "faces.csv", cwd=work)
+        (row,) = read_table(tmp_path / "faces.csv")
+        probabilities.append(row)
+    sure, unsure = probabilities
+    assert float(sure["emotion_probability"]) > float(unsure["emotion_probability"])
+    assert int(unsure["age_low"]) < int(sure["age_low"]) <= int(sure["age_high"]) < int(unsure["age_high"])
+    assert all(sure[name] == unsure[name] for name in ("age", "emotion", "gender", "gender_probability"))
+    told = run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--split", "cvpr2016", "--data", "sample",
+               cwd=work).stdout
+    assert re.search(r"true ages in the told 80 % \(%\) \| +\d+\.\d\d \| +\d+\.\d\d \| +50\.000 \|", told)
+    assert re.search(r"gender calibration error \(%\) +\| +\d+\.\d\d \| +- \| +- \|", told)
+
+
+@pytest.mark.parametrize("temperatures", [[1.0], {"age": 0.0}, {"age": float("nan")}, {"hair": 1.0},
+                                          {"age": torch.ones(2)}])
+def test_odd_temperatures_are_refused(temperatures, trained, work, tmp_path):
+    content = {**the_best(work)[1], "temperatures": temperatures}
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(models.CheckpointError, match="its temperatures are"):
+        models.open_checkpoint(tmp_path / "c.pth")
 
 
 # ---- logs
@@ -187,7 +270,8 @@ def test_figures_equal_the_logs_to_the_last_digit_and_predictions_score_the_same
         logged_as = name if name == "age_mae" else f"val_{name}"
         assert shown[name.replace("age_mae", "age mae")] == logged[logged_as], name
     scored = run(*judge, "--predictions", "p.csv", cwd=work).stdout
-    same = [line for line in text.splitlines() if "_loss" not in line and "best.pth" not in line]
+    of_both = text[:text.rindex("\n\n") + 1]                # of a model alone, calibration is told behind that
+    same = [line for line in of_both.splitlines() if "_loss" not in line and "best.pth" not in line]
     assert scored.splitlines() == same
     assert "mean of image and mirror image (--tta)" in run(*judge, "--tta", cwd=work).stdout
 
@@ -285,8 +369,8 @@ def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_p
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work)
     assert "own.pth: 24.1 MB" in done.stdout
     content = torch.load(tmp_path / "own.pth", weights_only=True)
-    assert set(content) == {"model", "detected", "drawn", "image_size", "tasks", "mean", "std", "ages",
-                            "genders", "emotions"}
+    assert set(content) == {"model", "detected", "drawn", "image_size", "decoded_size", "tasks",
+                            "temperatures", "mean", "std", "ages", "genders", "emotions"}
     assert (tmp_path / "own.pth").stat().st_size < 25e6
     figures = []
     for checkpoint in (tmp_path / "own.pth", the_best(work)[0]):

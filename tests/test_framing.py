@@ -196,9 +196,12 @@ def test_labels_cover_no_face_where_there_is_room():
 
 
 def test_age_range_is_the_central_part_of_the_distribution():
-    logits = torch.full((101,), -50.0)
-    logits[20:30] = 0                                       # ten years alike
-    assert models.age_range(logits, 0.7) == (21, 28) and models.age_range(logits, 0.98) == (20, 29)
+    logits = torch.full((2, 101), -50.0)
+    logits[0, 20:30] = logits[1, 91:] = 0                   # ten years alike
+    low, high = models.age_range(logits, 0.7)
+    assert low.tolist() == [21, 92] and high.tolist() == [28, 99]
+    low, high = models.age_range(logits, 0.98)
+    assert low.tolist() == [20, 91] and high.tolist() == [29, 100]
 
 
 def test_the_detector_finds_a_photos_faces_tilted_and_large_and_none_in_noise():

@@ -59,8 +59,8 @@ def change(place: Path, *keys_and_value) -> None:
 def settings(**others) -> argparse.Namespace:
     """The arguments of a Trainer."""
     return argparse.Namespace(**{
-        "weights": [1, 1, 1], "samples": None, "batch_size": 4, "epochs": 1, "lr": 0.1, "seed": 0,
-        "image_size": 32, "compile": False} | others)
+        "weights": [1, 1, 1], "samples": None, "batch_size": 4, "epochs": 1, "lr": 0.1, "constant": False,
+        "seed": 0, "image_size": 32, "compile": False} | others)
 
 
 # ---- the recipe
@@ -114,13 +114,38 @@ def test_the_heads_of_tasks_of_weight_0_are_frozen(monkeypatch):
     assert len(trained) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
+def test_images_are_smaller_at_first_and_the_rate_falls_unless_both_are_kept(place):
+    ten, kept = settings(epochs=10, image_size=96), settings(epochs=10, image_size=96, constant=True)
+    assert [train.size_at(epoch, ten) for epoch in range(1, 11)] == [64] * 6 + [96] * 4
+    assert [train.size_at(epoch, kept) for epoch in range(1, 11)] == [96] * 10
+    assert train.size_at(1, settings(image_size=96)) == 96                  # of a single epoch
+    assert train.size_at(1, settings(epochs=9, image_size=16)) == 16
+    run("train.py", *SMALL, "--split", "cvpr2016", "--weights", 1, 0, 0, "--epochs", 2, "--constant",
+        "--logs", "new", "--checkpoints", "new", cwd=place)
+    (log,) = place.glob("new/*.txt")
+    assert re.findall(r"\] lr : (.*)", log.read_text()) == ["0.05", "0.05"]
+
+
+def test_a_checkpoint_of_smaller_images_is_judged_as_its_log_says(place, monkeypatch):
+    errors = iter((1.0, 2.0))                                               # the first epoch is the best
+    monkeypatch.setattr(evaluate, "mean_error", lambda metrics: next(errors))
+    run("train.py", *SMALL, "--split", "cvpr2016", "--weights", 1, 0, 0, "--epochs", 2,
+        "--logs", "new", "--checkpoints", "new", cwd=place)
+    (best,), (log,) = place.glob("new/*/best.pth"), place.glob("new/*.txt")
+    content = torch.load(best, weights_only=True)
+    assert (content["epoch"], content["image_size"], content["decoded_size"]) == (1, 16, 32)
+    told = run("evaluate.py", "--split", "cvpr2016", "--checkpoint", best, cwd=place).stdout
+    first, second = re.findall(r"\[Valid\] age mae: (.*)", log.read_text())
+    assert f"age mae: {first}\n" in told and first != second
+
+
 # ---- the best epoch
 
 @pytest.mark.parametrize("errors, best", [
     ([9, 8, math.nan, 8.5], 2), ([math.nan, 9, 7], 3), ([9, 9, math.inf], 1), ([math.nan], None)])
 def test_best_is_the_first_epoch_of_the_least_error_in_runs_and_table(errors, best, place, monkeypatch):
     told = iter(errors)
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: {"age_mae": float(next(told))})
+    monkeypatch.setattr(evaluate, "score", lambda *_: {"age_mae": float(next(told))})
     run("train.py", *SMALL, "--split", "cvpr2016", "--weights", 1, 0, 0, "--epochs", len(errors),
         "--logs", "new", "--checkpoints", "new", cwd=place)
     (last,) = place.glob("new/*/last.pth")

@@ -184,8 +184,8 @@ def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, m
     for count, labels in ((6, {"gender": [1] * 6}), (24, {"emotion": [3] * 24})):
         tables.append(datasets.new_faces(Path(), ["face"] * count, **labels))
         tables[-1].parts[0].pixels = np.zeros((count, 4, 4, 3), np.uint8)
-    args = argparse.Namespace(weights=[0, 1, 0.5], samples=None, batch_size=64, epochs=1, lr=3.0, seed=0,
-                              image_size=16, compile=False)
+    args = argparse.Namespace(weights=[0, 1, 0.5], samples=None, batch_size=64, epochs=1, lr=3.0,
+                              constant=False, seed=0, image_size=16, compile=False)
     networks = []
     for rank in range(world):
         trainer = train.Trainer(args, torch.device("cpu"), datasets.Share(rank, world))
@@ -277,9 +277,10 @@ def test_two_processes_train_as_one_and_validate_every_image_once(place):
     # what two processes logged is what one process measures on all images
     last = max(place.glob("checkpoints/*/last.pth"), key=lambda path: path.stat().st_mtime)
     model, content = models.open_checkpoint(last)
-    root, size, tasks = place / "data/sample", content["image_size"], content["tasks"]
-    faces = datasets.load(root, ["cvpr2016", "fer2013"], "valid", tasks, size, root / ".cache")
-    metrics = evaluate.evaluate(model, faces, size, tasks, torch.device("cpu"))
+    root, decoded, tasks = place / "data/sample", content["decoded_size"], content["tasks"]
+    faces = datasets.load(root, ["cvpr2016", "fer2013"], "valid", tasks, decoded, root / ".cache")
+    predictions = evaluate.predict(model, faces, content["image_size"], tasks, torch.device("cpu"))
+    metrics = evaluate.score(faces, predictions)
     assert metrics["age_mae"] == pytest.approx(two["age_mae"], rel=1e-6)
     assert metrics["emotion_acc"] == two["val_emotion_acc"]
 
