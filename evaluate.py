@@ -631,15 +631,17 @@ def save_predictions(file: Path, faces: Faces, predictions: Predictions) -> None
     """Write predictions as `read_predictions` reads them. Raises DataError."""
     columns = [values.tolist() if task == "age" else [CLASS_NAMES[task][value] for value in values]
                for task, values in predictions.values.items()]
-    write_csv(file, ["image", *predictions.values], list(zip(faces.file.tolist(), *columns)))
+    rows = io.StringIO(newline="")
+    csv.writer(rows).writerows(zip(faces.file.tolist(), *columns))
+    write_csv(file, ["image", *predictions.values], rows.getvalue())
 
 
-def write_csv(file: Path, header: list[str], rows: list) -> None:
-    """Write a CSV, whole or not at all. Raises DataError."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *rows])
+def write_csv(file: Path, header: list[str], rows: str) -> None:
+    """Write a CSV, whole or not at all: names of columns, and rows as csv.writer has them.
+    Raises DataError.
+    """
     with datasets.whole_file(file) as output:
-        output.write(text.getvalue().encode(errors="surrogateescape"))
+        output.write(f"{','.join(header)}\r\n{rows}".encode(errors="surrogateescape"))
 
 
 def read_predictions(file: Path, faces: Faces) -> Predictions:
@@ -791,12 +793,15 @@ def predict_pictures(args: argparse.Namespace) -> int:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     network = models.fuse(opened.model).to(memory_format=torch.channels_last)
-    rows, count, unreadable = [], 0, 0
+    sheet, count, unreadable = io.StringIO(newline=""), 0, 0
+    rows = csv.writer(sheet)
     try:
         for looked, outputs in predicted(network, opened, args):
             count += 1
             unreadable += bool(looked.error)
-            rows += tell(looked, outputs, opened, args.detect)
+            told = tell(looked, outputs, opened, args.detect)
+            if args.csv:
+                rows.writerows(told)
             if looked.image:
                 faces = [
                     (found and found.box, in_words(face, opened.temperatures)[1])
@@ -805,8 +810,8 @@ def predict_pictures(args: argparse.Namespace) -> int:
                 save_picture(annotate(looked.image, faces),
                              args.out / annotated_name(count - unreadable, looked.file))
     finally:                                            # when stopped too, what there is
-        if args.csv and rows:
-            write_csv(args.csv, csv_header(opened.tasks, args.detect), rows)
+        if sheet.getvalue():
+            write_csv(args.csv, csv_header(opened.tasks, args.detect), sheet.getvalue())
     if unreadable:
         print(f"{unreadable} of {count} pictures could not be read", file=sys.stderr)
     elif not count:

