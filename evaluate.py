@@ -498,6 +498,8 @@ def results_row(command: str, epochs: list[dict]) -> list[str]:
         remarks.append(f"rehearsing {' '.join(options['rehearse'])}")
     if command and "pretrained" not in options:
         remarks.append("from scratch")
+    if "constant" in options:
+        remarks.append("constant rate and size")
     if "without-copies" in options:
         remarks.append("without copies")
     if Path(*options.get("data", [])).name == "sample":

@@ -229,15 +229,6 @@ def test_runs_of_the_same_second_get_a_number(tmp_path, monkeypatch):
     assert [each.folder.name for each in runs] == [each.log_file.stem for each in runs] == names
 
 
-@pytest.mark.parametrize("arguments, epochs", [
-    ([], 36), (["--weights", "0", "0", "1"], 36), (["--weights", "1", "1", "0"], 24), (["--epochs", "3"], 3),
-])
-def test_emotion_is_trained_longer(arguments, epochs, place, monkeypatch):
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    assert train.parse_arguments()[0].epochs == epochs
-
-
 def test_pretraining_and_fine_tuning(place):
     run("train.py", *SMALL, "--split", "imdb-wiki", "--weights", 1, 1, 0, "--epochs", 1, cwd=place)
     (best,) = place.glob("checkpoints/*imdb-wiki_1-1-0/best.pth")
