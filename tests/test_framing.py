@@ -211,7 +211,7 @@ def test_each_thread_gets_a_detector_where_python_has_no_imghdr(monkeypatch):
     # as the first thread leaves it from Python 3.13 on: a module that was never looked for
     monkeypatch.setitem(sys.modules, "imghdr", types.ModuleType("imghdr"))
     with ThreadPoolExecutor(1) as fresh:
-        assert fresh.submit(datasets.detector).result()(np.zeros((64, 64, 3), np.uint8)) == []
+        assert fresh.submit(lambda: datasets.detector()(np.zeros((64, 64, 3), np.uint8))).result() == []
 
 
 def test_the_detector_finds_a_photos_faces_tilted_and_large_and_none_in_noise():
