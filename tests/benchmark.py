@@ -233,20 +233,21 @@ def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> li
              f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
 
 
-def pictures(args: argparse.Namespace, device: torch.device, root: Path, scratch: Path) -> list[list[str]]:
+def pictures(args: argparse.Namespace, device: torch.device, root: Path,
+             scratch: Path) -> list[list[str]]:
     """Rows on pictures of one's own, as they come and with --detect: evaluate.py's way against the parts of
     it that must be done, each alone on all cores, one after the other.
     """
     crops = sorted(root.glob("cvpr2016/gender/train/*/*.jpg"))
     photos = [scratch / f"photo {i}.jpg" for i in range(16)]
-    for i, file in enumerate(photos):       # a face that the detector finds, in a picture of a phone's screen
+    for i, file in enumerate(photos):                       # a face in the middle of a larger picture
         photo = Image.new("RGB", (640, 480), (90, 120, 90))
         with Image.open(crops[i]) as face:
             photo.paste(face.resize((240, 240)), (200, 120))
         photo.save(file, quality=90)
     network = models.fuse(models.FaceNet().to(device)).to(memory_format=torch.channels_last)
-    opened = evaluate.Opened(network, scratch, args.image_size, args.image_size, list(datasets.TASKS), device,
-                             True, {})
+    opened = evaluate.Opened(network, scratch, args.image_size, args.image_size, list(datasets.TASKS),
+                             device, True, {})
 
     def compared(files: list[Path], detect: bool, part: Callable[[Path], object], forward: bool) -> tuple:
         asked = argparse.Namespace(pictures=list(map(str, files)), detect=detect, out=None, tta=False)

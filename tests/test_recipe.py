@@ -75,7 +75,7 @@ def test_steps_are_nesterovs_and_only_weights_of_layers_decay():
         for name, parameter in network.named_parameters():
             parameter.grad = torch.ones_like(parameter)
             value, velocity = values[name]
-            gradient = 1 + 1e-3 * value * (name == "0.weight")
+            gradient = 1 + 5e-5 / 0.1 * value * (name == "0.weight")
             velocity = 0.9 * velocity + gradient
             values[name] = [value - 0.1 * (gradient + 0.9 * velocity), velocity]
         optimizer.step()

@@ -229,6 +229,14 @@ def test_runs_of_the_same_second_get_a_number(tmp_path, monkeypatch):
     assert [each.folder.name for each in runs] == [each.log_file.stem for each in runs] == names
 
 
+@pytest.mark.parametrize("arguments, rate", [
+    ([], 0.05), (["--pretrained", "best.pth"], 0.02), (["--pretrained", "best.pth", "--lr", "0.1"], 0.1)])
+def test_pretrained_weights_get_a_lower_rate_unless_one_is_named(arguments, rate, place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert train.parse_arguments()[0].lr == rate
+
+
 def test_pretraining_and_fine_tuning(place):
     run("train.py", *SMALL, "--split", "imdb-wiki", "--weights", 1, 1, 0, "--epochs", 1, cwd=place)
     (best,) = place.glob("checkpoints/*imdb-wiki_1-1-0/best.pth")
