@@ -812,7 +812,7 @@ def predict_pictures(args: argparse.Namespace) -> int:
                 save_picture(annotate(looked.image, faces),
                              args.out / annotated_name(count - unreadable, looked.file))
     finally:                                            # when stopped too, what there is
-        if sheet.getvalue():
+        if sheet.tell():
             write_csv(args.csv, csv_header(opened.tasks, args.detect), sheet.getvalue())
     if unreadable:
         print(f"{unreadable} of {count} pictures could not be read", file=sys.stderr)
