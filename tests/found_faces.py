@@ -1,0 +1,73 @@
+"""Whether faces that --detect finds in photos are judged as well as a set's own crops.
+
+    python tests/found_faces.py --data data --checkpoint checkpoints/RUN/best.pth
+
+Takes some of UTKFace's valid faces as they come, tight, pasted into a larger picture, and tilted there by 25
+degrees. Prints in how many a face is found, and a table of the figures: the differences to the set's own
+crops, face by face.
+"""
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import datasets  # noqa: E402
+import evaluate  # noqa: E402
+import model as models  # noqa: E402
+
+TASKS = ("age", "gender")
+
+
+def pasted(face: Image.Image, tilt: float = 0) -> Image.Image:
+    """A face of 160 pixels on a plain picture, turned by `tilt` degrees."""
+    picture, face = Image.new("RGB", (640, 480), (120, 130, 140)), face.resize((160, 160))
+    mask = Image.new("L", face.size, 255).rotate(tilt, expand=True)
+    picture.paste(face.rotate(tilt, Image.Resampling.BICUBIC, expand=True), (200, 120), mask)
+    return picture
+
+
+def main() -> None:
+    parser = datasets.Parser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE",
+                        help="a model that was trained with --detect")
+    parser.add_argument("--faces", type=datasets.in_range(int, 1), default=400, metavar="N",
+                        help="default: 400")
+    parser.add_data()
+    args = parser.parse_args()
+    root, cache = datasets.folders(args)
+    model, content = models.open_checkpoint(args.checkpoint)
+    size = content["image_size"]
+    faces, _ = datasets.read(root, ["utkface"], "valid", TASKS, cache)
+    rows = np.random.default_rng(1).permutation(len(faces))[:args.faces]
+    faces = faces.keep(np.sort(rows))
+    pictures = [datasets.open_picture(root / "utkface" / file, None) for file in faces.file.tolist()]
+
+    def predicted(crops: list[np.ndarray]) -> evaluate.Predictions:
+        table = datasets.new_faces(root, faces.file, age=faces.age, gender=faces.gender)
+        table.parts[0].pixels = np.stack(crops)
+        return evaluate.predict(model, table, size, TASKS, torch.device("cpu"))
+
+    def found(name: str, change: Callable[[Image.Image], Image.Image]) -> evaluate.Predictions:
+        crops, count, more = [], 0, 0
+        for picture in map(change, pictures):
+            boxes = datasets.find_faces(picture)
+            count, more = count + bool(boxes), more + max(0, len(boxes) - 1)
+            crops.append(datasets.align(picture, datasets.main_face(boxes, picture.size).points, size)
+                         if boxes else datasets.face_crop(picture, size))
+        print(f"{name}: a face found in {count} of {len(pictures)} pictures, and {more} further boxes")
+        return predicted(crops)
+    rivals = {"the set's own crops": predicted([datasets.face_crop(picture, size) for picture in pictures])}
+    for name, change in (("tight", lambda face: face), ("pasted", pasted),
+                         ("tilted", lambda face: pasted(face, 25))):
+        rivals[name] = found(name, change)
+    print(evaluate.comparison_table(faces, rivals, np.ones(len(faces), dtype=bool)))
+
+
+if __name__ == "__main__":
+    datasets.script(main, models.CheckpointError)
