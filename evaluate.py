@@ -13,6 +13,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))      # Ctrl-C while the imports take their seconds
 
 import argparse
+import bisect
 import csv
 import functools
 import io
@@ -40,8 +41,8 @@ from datasets import CLASS_NAMES, EMOTIONS, OLDEST, TASKS, DataError, Faces, Sha
 
 BATCH = 64    # images at a time, always: figures of a log and of this script agree to the last digit
 SHIPPED = Path(__file__).resolve().with_name("checkpoints") / "resnet18-age-gender-emotion.pth"
-# years, percent; the seed's 1 1 1 run
 COPY_SIZE = 64                          # pixels at which copies are looked for, where no model has a size
+# years, percent; the seed's 1 1 1 run
 SEED_ERRORS = {"age": 12.23, "gender": 100 - 86.63, "emotion": 100 - 52.91}
 
 
@@ -202,76 +203,90 @@ def mean_error(metrics: dict) -> float:
     return mean if math.isfinite(mean) else math.inf
 
 
-# ---- calibration: whether a face's probabilities are as often right as they say ---------------------------
+# ---- calibration: whether probabilities are as often right as they say ------------------------------------
 
 TEMPERATURES = torch.logspace(-2, 2, 135, 2).tolist()   # those tried: from 1/4 to 4, in steps of 2 %
 BINS = 15                               # of the expected calibration error
 
 
 def calibrate(faces: Faces, predictions: Predictions) -> dict[str, float]:
-    """The temperature of each task, by which a face's logits are divided before they are told as
-    probabilities, as it suits `faces`.
+    """The temperature of each task: its logits, divided by it, tell probabilities that hold for `faces`.
 
     Of gender and emotion that of the least cross-entropy (Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017); of age that at which `age_coverage` is nearest to AGE_SHARE. A task without
-    labels to measure by is left out.
+    Networks", ICML 2017); of age that at which AGE_SHARE of the true ages lie in the told ranges, or nearly.
+    A task without labels to measure by is left out.
     """
     found = {}
     for task, logits, truth in with_labels(faces, predictions):
         def error(temperature: float) -> float:
-            scaled = logits / temperature
-            if task == "age":
-                return abs(age_coverage(scaled, truth) - models.AGE_SHARE)
-            return torch.nn.functional.cross_entropy(scaled, truth).item()
-        found[task] = min(TEMPERATURES, key=error)
+            return torch.nn.functional.cross_entropy(logits / temperature, truth).item()
+
+        def covered(temperature: float) -> float:
+            return in_age_range(logits / temperature, truth).mean()
+        if task == "age":               # ranges widen with the temperature
+            place = bisect.bisect_left(TEMPERATURES, models.AGE_SHARE, key=covered)
+            nearest = TEMPERATURES[max(0, place - 1):place + 1]
+            found[task] = min(nearest, key=lambda temperature: abs(covered(temperature) - models.AGE_SHARE))
+        else:
+            found[task] = min(TEMPERATURES, key=error)
     return found
 
 
 def with_labels(faces: Faces, predictions: Predictions) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """For each task that has some: the logits (k, classes) and labels (k,) of the faces of known label;
-    of ages, those that are not told as a range.
+    """For each task that has some: the logits (k, classes) and labels (k,) of the faces of known label whose
+    logits are numbers; of ages, those that are not told as a range.
     """
     for task, logits in predictions.logits.items():
-        known = faces.known(task) & (np.isnan(faces.low) if task == "age" else True)
+        known = faces.known(task) & logits.isfinite().all(1).numpy()
+        if task == "age":
+            known &= np.isnan(faces.low)
         if known.any():
             yield task, logits[known], torch.from_numpy(getattr(faces, task)[known])
 
 
-def age_coverage(logits: torch.Tensor, ages: torch.Tensor) -> float:
-    """The share of `ages` (n,) years that lie in the central AGE_SHARE of their distribution,
-    logits (n, 101).
+def in_age_range(logits: torch.Tensor, ages: torch.Tensor) -> np.ndarray:
+    """Which of `ages` (n,) years lie, rounded, in the central AGE_SHARE of their distribution, logits
+    (n, 101): (n,) float64, 0 or 1.
     """
     low, high = models.age_range(logits)
-    return ((ages >= low - 0.5) & (ages <= high + 0.5)).float().mean().item()
+    return ((ages >= low - 0.5) & (ages <= high + 0.5)).double().numpy()
 
 
-def calibration_error(logits: torch.Tensor, truth: torch.Tensor) -> float:
-    """The expected calibration error, 0..1, of logits (n, classes) and true classes (n,).
+def calibration_error(logits: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, float]:
+    """The expected calibration error, 0..1, of logits (n, classes) and true classes (n,), and its 95 %
+    interval, of 1,000 bootstrap samples.
 
     The faces are put into bins by the probability of the class that is told; the mean over the faces of the
     distance between their bin's mean probability and its share of right answers (Guo et al., ICML 2017).
     """
-    confidence, told = logits.softmax(1).double().max(1)
-    gap = (told == truth).double() - confidence
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, gap)
-    return gaps.abs().sum().item() / len(gap)
+    confidence, told = (values.numpy() for values in logits.double().softmax(1).max(1))
+    gaps = (told == truth.numpy()) - confidence
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+    def error(rows: np.ndarray) -> float:
+        return np.abs(np.bincount(bins[rows], gaps[rows])).sum() / len(rows)
+    rng, count = np.random.default_rng(0), len(gaps)
+    low, high = np.percentile([error(rng.integers(count, size=count)) for _ in range(1000)], (2.5, 97.5))
+    return error(np.arange(count)), low, high
 
 
 def calibration_table(faces: Faces, predictions: Predictions, temperatures: dict[str, float]) -> str:
     """How well the probabilities and age ranges hold, as the network gives them
     and divided by their `temperatures`; '' where there is nothing to measure by.
     """
+    def measured(task: str, logits: torch.Tensor, truth: torch.Tensor) -> tuple[str, str]:
+        if task == "age":
+            return with_interval(in_age_range(logits, truth), True)
+        error, low, high = (f"{100 * value:.2f}" for value in calibration_error(logits, truth))
+        return error, f"{low} to {high}"
     rows = []
     for task, logits, truth in with_labels(faces, predictions):
-        own, measure = temperatures.get(task), age_coverage if task == "age" else calibration_error
-        row = [f"{task} calibration error (%)", f"{100 * measure(logits, truth):.2f}", "-", "-"]
+        name, own = f"{task} calibration error (%)", temperatures.get(task)
         if task == "age":
-            row[0] = f"true ages in the told {100 * models.AGE_SHARE:.0f} % (%)"
-        if own is not None:
-            row[2:] = f"{100 * measure(logits / own, truth):.2f}", f"{own:.3f}"
-        rows.append(row)
-    return table(["", "before", "calibrated", "temperature"], rows) if rows else ""
+            name = f"true ages in the told {100 * models.AGE_SHARE:.0f} % (%)"
+        calibrated = (*measured(task, logits / own, truth), f"{own:.3f}") if own else ("-", "", "-")
+        rows.append([name, *measured(task, logits, truth), *calibrated])
+    return table(["", "before", "95 %", "calibrated", "95 %", "temperature"], rows) if rows else ""
 
 
 # ---- tables and reports -----------------------------------------------------------------------------------
@@ -709,7 +724,7 @@ class Opened:
     model: models.FaceNet
     file: Path
     size: int                           # pixels of its images
-    decoded: int                        # pixels of a set's images, which are shrunk to that
+    decoded: int                        # pixels at which a set's images are decoded, then shrunk to `size`
     tasks: list[str]                    # those asked for that it was trained for
     device: torch.device
     detected: bool                      # its training faces were found by --detect

@@ -379,7 +379,7 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
             f"{reprlib.repr(tasks)}; expected 16 to 1024 pixels for some of {', '.join(TASKS)}")
     temperatures = content.setdefault("temperatures", {})       # which earlier versions don't tell
     if not (isinstance(temperatures, dict) and all(
-            task in TASKS and type(value) is float and 0.01 <= value <= 100
+            task in TASKS and type(value) in (int, float) and 0.01 <= value <= 100
             for task, value in temperatures.items())):
         raise CheckpointError(f"{file}: its temperatures are {reprlib.repr(temperatures)}; "
                               "expected a number from 0.01 to 100 for each task")

@@ -133,16 +133,17 @@ def test_calibration_undoes_what_the_logits_were_multiplied_by(factor):
     table, predictions = certain({"emotion": factor * logits}, emotion=truth)
     found = evaluate.calibrate(table, predictions)
     assert set(found) == {"emotion"} and found["emotion"] == pytest.approx(factor, rel=0.05)
-    before, after = (evaluate.calibration_error(predictions.logits["emotion"] / temperature,
-                                                torch.from_numpy(truth)) for temperature in (1, factor))
-    assert after < 0.02 < 0.05 < before
+    for temperature, sound in ((1, False), (factor, True)):
+        error, low, high = evaluate.calibration_error(predictions.logits["emotion"] / temperature,
+                                                      torch.from_numpy(truth))
+        assert low < high and (error < 0.02) == sound and (error > 0.05) != sound
 
 
 def test_calibration_error_by_hand():
     logits = torch.tensor([0.9, 0.9, 0.6]).log()[:, None] * torch.tensor([[1.0, 0.0]])
     logits[:, 1] = (1 - logits[:, 0].exp()).log()
     # two told with 0.9, of which one is right, and one with 0.6, which is right
-    error = evaluate.calibration_error(logits, torch.tensor([0, 1, 0]))
+    error, *_ = evaluate.calibration_error(logits, torch.tensor([0, 1, 0]))
     assert error == pytest.approx((2 * (0.9 - 0.5) + (1 - 0.6)) / 3)
 
 
@@ -152,9 +153,9 @@ def test_calibrated_age_ranges_hold_four_of_five_true_ages():
     logits = -((years - middle[:, None]) / 3) ** 2 / 2                  # a deviation of 3 years is told
     truth = np.round(rng.normal(middle, 6))                             # and one of 6 is true
     table, predictions = certain({"age": logits}, age=truth)
-    before = evaluate.age_coverage(predictions.logits["age"], torch.from_numpy(truth))
+    before = evaluate.in_age_range(predictions.logits["age"], torch.from_numpy(truth)).mean()
     temperature = evaluate.calibrate(table, predictions)["age"]
-    after = evaluate.age_coverage(predictions.logits["age"] / temperature, torch.from_numpy(truth))
+    after = evaluate.in_age_range(predictions.logits["age"] / temperature, torch.from_numpy(truth)).mean()
     assert before < 0.6 and after == pytest.approx(0.8, abs=0.01)
     assert temperature == pytest.approx(4, rel=0.15)                    # whole years are told, some too many
 
@@ -164,6 +165,13 @@ def test_calibration_leaves_out_what_has_no_label_or_only_a_range():
                                  low=[20, np.nan], high=[30, np.nan])
     assert evaluate.calibrate(table, predictions) == {}
     assert evaluate.calibration_table(table, predictions, {}) == ""
+
+
+def test_calibration_leaves_out_logits_that_are_no_numbers():
+    table, predictions = certain({"age": np.full((2, 101), np.nan), "gender": [[np.nan, 0], [0, 1]]},
+                                 age=[24, 25], gender=[0, 1])
+    assert set(evaluate.calibrate(table, predictions)) == {"gender"}
+    assert "gender" in evaluate.calibration_table(table, predictions, {"age": 1.0, "gender": 1.0})
 
 
 def test_a_checkpoints_temperatures_are_told_exported_and_used(trained, work, tmp_path):
@@ -186,8 +194,12 @@ def test_a_checkpoints_temperatures_are_told_exported_and_used(trained, work, tm
     assert all(sure[name] == unsure[name] for name in ("age", "emotion", "gender", "gender_probability"))
     told = run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--split", "cvpr2016", "--data", "sample",
                cwd=work).stdout
-    assert re.search(r"true ages in the told 80 % \(%\) \| +\d+\.\d\d \| +\d+\.\d\d \| +50\.000 \|", told)
-    assert re.search(r"gender calibration error \(%\) +\| +\d+\.\d\d \| +- \| +- \|", told)
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+             for line in told.splitlines() if "told 80 %" in line or "calibration error" in line}
+    before, _, after, within, temperature = cells["true ages in the told 80 % (%)"]
+    low, high = map(float, within.split(" to "))
+    assert before != after and low <= float(after) <= high and temperature == "50.000"
+    assert cells["gender calibration error (%)"][2:] == ["-", "", "-"]
 
 
 @pytest.mark.parametrize("temperatures", [[1.0], {"age": 0.0}, {"age": float("nan")}, {"hair": 1.0},
@@ -459,6 +471,7 @@ def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
     _, content = the_best(work)
     for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"),
                              ({"image_size": 10**9}, "an image size of"),
+                             ({"decoded_size": "64"}, "decoded at '64'"), ({"decoded_size": 0}, "decoded at 0"),
                              ({"model": {"x": torch.zeros(1)}}, "not this network's"),
                              ({"tasks": []}, "for tasks"), ({"tasks": [["age"]]}, "for tasks")):
         torch.save(content | change, tmp_path / "c.pth")

@@ -114,6 +114,21 @@ def test_the_heads_of_tasks_of_weight_0_are_frozen(monkeypatch):
     assert len(trained) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
+def test_weights_hardly_decay_at_a_low_rate():
+    assert train.decay_at(0.05) == pytest.approx(1e-3) and train.decay_at(0.02) == pytest.approx(2.5e-3)
+    assert train.decay_at(1e-6) == train.decay_at(0.02)     # so that what was learned before stays
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_what_changes(place):
+    content = torch.load(place / "checkpoints/run/last.pth", weights_only=True)
+    for name in train.NEWER_SETTINGS:
+        del content["settings"][name]
+    torch.save(content, place / "checkpoints/run/last.pth")
+    text = run(*RESUME, cwd=place).stdout
+    assert "begun by an earlier version; from here on" in text and "Train epoch     2:" in text
+    assert "images of 16 pixels up to epoch 1, then 32 pixels; weights decay by 0.001\n" in text
+
+
 def test_images_are_smaller_at_first_and_the_rate_falls_unless_both_are_kept(place):
     ten, kept = settings(epochs=10, image_size=96), settings(epochs=10, image_size=96, constant=True)
     assert [train.size_at(epoch, ten) for epoch in range(1, 11)] == [64] * 6 + [96] * 4
