@@ -471,7 +471,8 @@ def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
     _, content = the_best(work)
     for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"),
                              ({"image_size": 10**9}, "an image size of"),
-                             ({"decoded_size": "64"}, "decoded at '64'"), ({"decoded_size": 0}, "decoded at 0"),
+                             ({"decoded_size": "64"}, "decoded at '64'"),
+                             ({"decoded_size": 0}, "decoded at 0"),
                              ({"model": {"x": torch.zeros(1)}}, "not this network's"),
                              ({"tasks": []}, "for tasks"), ({"tasks": [["age"]]}, "for tasks")):
         torch.save(content | change, tmp_path / "c.pth")
