@@ -315,8 +315,10 @@ def test_a_line_break_in_a_files_name_is_none_in_the_log(place):
 def test_16_pixels_are_trained_in_float32(monkeypatch):
     monkeypatch.setattr(models, "FaceNet", Tiny)
     monkeypatch.setattr(models, "fast_precision", lambda device: torch.bfloat16)
-    for size, expected in ((16, torch.float32), (17, torch.bfloat16)):
-        assert train.Trainer(settings(image_size=size), torch.device("cpu")).precision is expected
+    trainer = train.Trainer(settings(), torch.device("cpu"))
+    for size in (16, 17):
+        with trainer.autocast(size):
+            assert torch.is_autocast_enabled("cpu") == (size > 16)
 
 
 def test_logs_that_are_left_out_are_told_once_and_huge_figures_are_not_drawn(place):
