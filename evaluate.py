@@ -40,6 +40,7 @@ import model as models
 from datasets import CLASS_NAMES, EMOTIONS, OLDEST, TASKS, DataError, Faces, Share, one_line
 
 BATCH = 64    # images at a time, always: figures of a log and of this script agree to the last digit
+TOGETHER = 16                           # pictures that wait for each other: fewer at a time cost more each
 SHIPPED = Path(__file__).resolve().with_name("checkpoints") / "resnet18-age-gender-emotion.pth"
 COPY_SIZE = 64                          # pixels at which copies are looked for, where no model has a size
 # years, percent; the seed's 1 1 1 run
@@ -864,10 +865,11 @@ def predicted(network: models.FaceNet, opened: Opened,
 
 
 def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
-    """What the pictures showed, in order, as many at a time as are ready, up to BATCH;
-    at most 2 x BATCH are held.
+    """What the pictures showed, in order, as many at a time as are ready, up to BATCH, but TOGETHER
+    at least; of names from a pipe, one is enough. At most 2 x BATCH are held.
     """
     waiting, end = queue.Queue(BATCH), object()
+    least = 1 if "-" in args.pictures else TOGETHER
 
     def feed(pool: ThreadPoolExecutor) -> None:
         try:
@@ -884,9 +886,11 @@ def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
                 if isinstance(following, BaseException):
                     raise following
                 batch, following = [following.result()], None
-                while following is None and len(batch) < BATCH and not waiting.empty():
+                while following is None and len(batch) < BATCH:
+                    if len(batch) >= least and waiting.empty():
+                        break
                     following = waiting.get()
-                    if isinstance(following, Future) and following.done():
+                    if isinstance(following, Future) and (len(batch) < least or following.done()):
                         batch.append(following.result())
                         following = None
                 yield batch
