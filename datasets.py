@@ -279,39 +279,6 @@ def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -
     return images
 
 
-def new_faces(folder: Path, files: Sequence[str] | np.ndarray,
-              dropped: dict[str, Sequence[str]] | None = None, odd: dict[str, Sequence[str]] | None = None,
-              **labels) -> Faces:
-    """A table of one part; labels that are not given are unknown. Raises DataError."""
-    try:
-        files, group = np.asarray(files, TEXT), np.asarray(labels.get("group", [""] * len(files)), TEXT)
-        dropped, odd = ({reason: np.asarray(names, TEXT) for reason, names in counted.items() if len(names)}
-                        for counted in (dropped or {}, odd or {}))
-    except UnicodeEncodeError:
-        names = itertools.chain(files, *(dropped or {}).values(), *(odd or {}).values())
-        name = next(name for name in names if not name.isprintable())
-        raise DataError(f"{folder}: a file's name is not UTF-8, {name!a}; rename it") from None
-
-    def column(name: str, dtype: type) -> np.ndarray:
-        if (values := labels.get(name)) is None:
-            return np.full(len(files), UNKNOWN.get(name, np.nan), dtype)
-        return np.asarray(values, dtype)
-
-    years = {name: column(name, np.float32) for name in ("age", "spread", "low", "high")}
-    classes = {name: column(name, np.int64) for name in CLASS_NAMES}
-    rows = np.arange(len(files))
-    return Faces([Part(folder, dropped=dropped, odd=odd)], np.zeros_like(rows), rows, files, **years,
-                 **classes, group=group)
-
-
-def join(tables: list[Faces]) -> Faces:
-    """The rows of several tables as one."""
-    offsets = np.cumsum([0, *(len(table.parts) for table in tables)])
-    columns = {column: np.concatenate([getattr(table, column) for table in tables]) for column in COLUMNS}
-    columns["part"] = np.concatenate([table.part + offset for table, offset in zip(tables, offsets)])
-    return Faces([part for table in tables for part in table.parts], **columns)
-
-
 # ---- readers: from a set's layout on disk to a table ------------------------------------------------------
 
 def read(root: Path, splits: Collection[str], subset: str, tasks: Collection[str], cache: Path,
@@ -513,8 +480,7 @@ def read_fer2013_csv(table: Path, subset: str, cache: Path) -> Faces:
 
 
 def parse_fer2013(table: Path, folder: Path) -> None:
-    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`.
-    Raises DataError.
+    """FER2013's CSV as, for each subset, raw uint8 pixels and int64 emotions in `folder`. Raises DataError.
     """
     usages = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
     emotions = {subset: [] for subset in SUBSETS}
@@ -624,8 +590,7 @@ def read_fairface(root: Path, subset: str, cache: Path) -> Faces:
 
 def parse_range(text: str, where: str) -> tuple[float, float, float, float]:
     """FairFace's range of ages: its middle, the standard deviation of a uniform one, its first year and the
-    year after its
-    last; e.g. 20-29: 24.5, 2.9, 20, 30. Raises DataError.
+    year after its last; e.g. 20-29: 24.5, 2.9, 20, 30. Raises DataError.
     """
     if text.lower() == "more than 70":
         return OPEN_AGE, OPEN_SPREAD, FIRST_OPEN_AGE, math.inf
@@ -667,8 +632,7 @@ def read_csv(file: Path, columns: Collection[str],
 
 def check_header(file: Path, header: list[str], columns: Collection[str],
                  others: Collection[str] | None) -> None:
-    """Raise DataError where a table's header lacks a column, or has one twice,
-    or one that is not expected.
+    """Raise DataError where a table's header lacks a column, or has one twice, or one that is not expected.
     """
     expected = f"expected the columns {','.join(columns)}"
     if not header:
@@ -729,6 +693,39 @@ def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int], 
     return new_faces(root, files, {"of a kind that is not read": others}, **{task: labels})
 
 
+def new_faces(folder: Path, files: Sequence[str] | np.ndarray,
+              dropped: dict[str, Sequence[str]] | None = None, odd: dict[str, Sequence[str]] | None = None,
+              **labels) -> Faces:
+    """A table of one part; labels that are not given are unknown. Raises DataError."""
+    try:
+        files, group = np.asarray(files, TEXT), np.asarray(labels.get("group", [""] * len(files)), TEXT)
+        dropped, odd = ({reason: np.asarray(names, TEXT) for reason, names in counted.items() if len(names)}
+                        for counted in (dropped or {}, odd or {}))
+    except UnicodeEncodeError:
+        names = itertools.chain(files, *(dropped or {}).values(), *(odd or {}).values())
+        name = next(name for name in names if not name.isprintable())
+        raise DataError(f"{folder}: a file's name is not UTF-8, {name!a}; rename it") from None
+
+    def column(name: str, dtype: type) -> np.ndarray:
+        if (values := labels.get(name)) is None:
+            return np.full(len(files), UNKNOWN.get(name, np.nan), dtype)
+        return np.asarray(values, dtype)
+
+    years = {name: column(name, np.float32) for name in ("age", "spread", "low", "high")}
+    classes = {name: column(name, np.int64) for name in CLASS_NAMES}
+    rows = np.arange(len(files))
+    return Faces([Part(folder, dropped=dropped, odd=odd)], np.zeros_like(rows), rows, files, **years,
+                 **classes, group=group)
+
+
+def join(tables: list[Faces]) -> Faces:
+    """The rows of several tables as one."""
+    offsets = np.cumsum([0, *(len(table.parts) for table in tables)])
+    columns = {column: np.concatenate([getattr(table, column) for table in tables]) for column in COLUMNS}
+    columns["part"] = np.concatenate([table.part + offset for table, offset in zip(tables, offsets)])
+    return Faces([part for table in tables for part in table.parts], **columns)
+
+
 class Source(NamedTuple):
     """A set of faces that can be read."""
     name: str
@@ -757,7 +754,7 @@ SPLITS = {
 }
 
 
-# ---- images and framing -----------------------------------------------------------------------------------
+# ---- images -----------------------------------------------------------------------------------------------
 
 # Pillow's names; no other is opened
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -978,8 +975,7 @@ def align(picture: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
 
 
 def lay_fer2013(pixels: np.ndarray) -> np.ndarray:
-    """FER2013's pictures (n, 48, 48, 1) uint8 as squares of faces:
-    (n, FER2013_SIDE, FER2013_SIDE, 1) uint8.
+    """FER2013's pictures (n, 48, 48, 1) uint8 as squares of faces: (n, FER2013_SIDE, FER2013_SIDE, 1) uint8.
     """
     centres = (np.arange(FER2013_SIDE) + 0.5) / FER2013_SIDE
     places = np.stack(np.meshgrid(centres, centres), -1)
@@ -1497,8 +1493,7 @@ def describe(faces: Faces, name: str) -> list[str]:
 
 
 def describe_copies(faces: Faces, hashed: dict[str, np.ndarray]) -> list[str]:
-    """A line on pictures of a part that are in it twice,
-    and in other parts of the same set, pixel by pixel.
+    """A line on pictures of a part that are in it twice, and in other parts of the same set, pixel by pixel.
     """
     (part,) = faces.parts
     own = hashed[part.name]

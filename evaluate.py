@@ -375,8 +375,7 @@ def group_table(faces: Faces, predictions: Predictions) -> str:
 
 def comparison_table(faces: Faces, rivals: dict[str, Predictions], rows: np.ndarray) -> str:
     """A row for each of `rivals`: the figures of SCALE over `rows` (n,) bool, with their intervals, and the
-    difference to the
-    first one, face by face, with its interval.
+    difference to the first one, face by face, with its interval.
     """
     measured = {name: per_face(faces, predictions) for name, predictions in rivals.items()}
     first = next(iter(measured.values()))
@@ -400,8 +399,7 @@ def comparison_table(faces: Faces, rivals: dict[str, Predictions], rows: np.ndar
 # ---- logs: written and read here --------------------------------------------------------------------------
 
 def epoch_lines(figures: dict) -> list[str]:
-    """An epoch as the log has it, without the times.
-    A figure that is absent is of a task of weight 0: `0`.
+    """An epoch as the log has it, without the times. A figure that is absent is of a task of weight 0: `0`.
     """
     def losses(prefix: str) -> list[str]:
         return [f"{'':10}{prefix}{task}_loss: {figures.get(f'{prefix}{task}_loss', 0)}"
@@ -655,8 +653,7 @@ def save_predictions(file: Path, faces: Faces, predictions: Predictions) -> None
 
 
 def write_csv(file: Path, header: list[str], rows: str) -> None:
-    """Write a CSV, whole or not at all: names of columns, and rows as csv.writer has them.
-    Raises DataError.
+    """Write a CSV, whole or not at all: names of columns, and rows as csv.writer has them. Raises DataError.
     """
     with datasets.whole_file(file) as output:
         output.write(f"{','.join(header)}\r\n{rows}".encode(errors="surrogateescape"))
@@ -696,8 +693,7 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
 
 
 def known_name(name: str, known: Collection[str]) -> str:
-    """The end of a path that is one of the `known` names,
-    as spreadsheets of pictures have it; else `name`.
+    """The end of a path that is one of the `known` names, as spreadsheets of pictures have it; else `name`.
     """
     parts = name.replace("\\", "/").split("/")[-50:]
     return next((end for i in range(len(parts)) if (end := "/".join(parts[i:])) in known), name)

@@ -76,25 +76,6 @@ class FaceNet(ResNet):
         return {task: getattr(self, task)(features) for task in tasks}
 
 
-def fuse(model: FaceNet) -> FaceNet:
-    """A copy for evaluation, each BatchNorm folded into the convolution before it:
-    the same function, faster.
-    """
-    model = copy.deepcopy(model).eval()
-
-    def fold(module: nn.Module, convolution: str, norm: str) -> None:
-        setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
-        setattr(module, norm, nn.Identity())
-    fold(model, "conv1", "bn1")
-    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
-        for block in layer:
-            fold(block, "conv1", "bn1")
-            fold(block, "conv2", "bn2")
-            if block.downsample is not None:
-                fold(block.downsample, "0", "1")
-    return model
-
-
 def expected_age(logits: Tensor) -> Tensor:
     """Age as the expectation over the age classes: (n, 101) logits -> (n,) float32 years."""
     ages = torch.arange(CLASSES["age"], dtype=torch.float32, device=logits.device)
@@ -108,35 +89,6 @@ def age_range(logits: Tensor, share: float = AGE_SHARE) -> tuple[Tensor, Tensor]
     below = logits.float().softmax(1).cumsum(1)
     low, high = ((below < bound).sum(1) for bound in ((1 - share) / 2, (1 + share) / 2))
     return low, high.clamp(max=CLASSES["age"] - 1)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`; without a name the GPU, where there is one. Raises DataError."""
-    try:
-        chosen = name if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.zeros(1, device=chosen).device       # cuda as cuda:0
-    except Exception as error:                              # each kind of device has its own
-        raise DataError(f"--device {name}: not usable here ({one_line(error)[:100]})") from None
-    if device.type not in ("cpu", "cuda"):
-        raise DataError(f"--device {name}: expected cpu, cuda or cuda:N")
-    return device
-
-
-def compute_alike() -> None:
-    """Keep cuDNN from picking its algorithms by timing, so that judging repeats a log's figures."""
-    torch.backends.cudnn.deterministic = True
-
-
-def fast_precision(device: torch.device) -> torch.dtype:
-    """What the device computes fastest in training:
-    bfloat16 on GPUs from Ampere on and CPUs with AVX512-BF16.
-
-    float16 on older GPUs, whose gradients then need scaling; else float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)    # private, so another torch may lack it
-    return torch.bfloat16 if probe is not None and probe() else torch.float32
 
 
 # ---- its input --------------------------------------------------------------------------------------------
@@ -265,6 +217,56 @@ def age_loss(logits: Tensor, age: Tensor, spread: Tensor) -> Tensor:
     return AGE_LOSS * (F.cross_entropy(logits, target, reduction="none") + AGE_DISTANCE * distance)
 
 
+# ---- device, precision, speed -----------------------------------------------------------------------------
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`; without a name the GPU, where there is one. Raises DataError."""
+    try:
+        chosen = name if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.zeros(1, device=chosen).device       # cuda as cuda:0
+    except Exception as error:                              # each kind of device has its own
+        raise DataError(f"--device {name}: not usable here ({one_line(error)[:100]})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DataError(f"--device {name}: expected cpu, cuda or cuda:N")
+    return device
+
+
+def compute_alike() -> None:
+    """Keep cuDNN from picking its algorithms by timing, so that judging repeats a log's figures."""
+    torch.backends.cudnn.deterministic = True
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """What the device computes fastest in training:
+    bfloat16 on GPUs from Ampere on and CPUs with AVX512-BF16.
+
+    float16 on older GPUs, whose gradients then need scaling; else float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)    # private, so another torch may lack it
+    return torch.bfloat16 if probe is not None and probe() else torch.float32
+
+
+def fuse(model: FaceNet) -> FaceNet:
+    """A copy for evaluation, each BatchNorm folded into the convolution before it:
+    the same function, faster.
+    """
+    model = copy.deepcopy(model).eval()
+
+    def fold(module: nn.Module, convolution: str, norm: str) -> None:
+        setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
+    fold(model, "conv1", "bn1")
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in layer:
+            fold(block, "conv1", "bn1")
+            fold(block, "conv2", "bn2")
+            if block.downsample is not None:
+                fold(block.downsample, "0", "1")
+    return model
+
+
 # ---- checkpoints ------------------------------------------------------------------------------------------
 
 def read_checkpoint(file: str | Path) -> dict:
@@ -355,9 +357,8 @@ def description() -> dict:
 
 
 def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
-    """The model of a checkpoint of this project, and the whole content, which tells image_size,
-    decoded_size (of the images that were shrunk to it), tasks, temperatures (see evaluate.calibrate) and
-    description().
+    """The model of a checkpoint of this project, and the whole content, which tells image_size, decoded_size
+    (of the images that were shrunk to it), tasks, temperatures (see evaluate.calibrate) and description().
 
     Raises: CheckpointError, also where its classes or normalisation are not this code's.
     """
@@ -389,8 +390,7 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
 
 
 def same_plain(value: object, expected: int | list) -> bool:
-    """Whether a value of a file is `expected`, a plain one; a tensor,
-    which equals nothing plainly, is not.
+    """Whether a value of a file is `expected`, a plain one; a tensor, which equals nothing plainly, is not.
     """
     if isinstance(expected, list):
         return (isinstance(value, list) and len(value) == len(expected)

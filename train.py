@@ -197,21 +197,29 @@ class Trainer:
         Only the tensors are the file's: the optimizer's settings are this code's.
         """
         models.load_state(self.model, content["model"], file)
-        state = content["training"]["optimizer"].get("state")
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        if not isinstance(state, dict) or state and state.keys() != set(range(len(parameters))):
-            raise models.CheckpointError(f"{file}: its optimizer is not this network's")
-        for i, parameter in enumerate(parameters if state else []):
-            buffer = state[i].get("momentum_buffer") if isinstance(state[i], dict) else None
-            models.check_tensor(buffer, parameter, f"{file}: momentum {i}")
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-        scaler = content["training"].get("scaler")
-        scaler = scaler if isinstance(scaler, dict) else {}
-        scale, growth = scaler.get("scale"), scaler.get("_growth_tracker")
-        sound = type(scale) is float and 0 < scale < math.inf and type(growth) is int
-        if self.scaler.is_enabled() and sound:
-            state = {"scale": scale, "_growth_tracker": growth}
-            self.scaler.load_state_dict(self.scaler.state_dict() | state)
+        load_momentum(self.optimizer, content["training"]["optimizer"].get("state"), file)
+        load_scale(self.scaler, content["training"].get("scaler"))
+
+
+def train(run: "Run", args: argparse.Namespace, trainer: Trainer, valid: Faces,
+          rows: dict[str, int]) -> None:
+    """The epochs that the run still lacks, each judged, logged and saved."""
+    tasks = trained_tasks(args)
+    for epoch in range(run.epoch + 1, args.epochs + 1):
+        run.epoch = epoch
+        figures = trainer.train_epoch(epoch)
+        trainer.share_statistics()
+        predictions = evaluate.predict(trainer.model, valid, trainer.size, tasks, trainer.device,
+                                       share=trainer.share)
+        metrics = evaluate.score(valid, predictions)
+        figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
+        for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
+            run.log(line)
+        error = evaluate.mean_error(metrics)
+        better, run.best = error < run.best, min(error, run.best)
+        temperatures = evaluate.calibrate(valid, predictions) if trainer.share.rank == 0 else {}
+        content = content_of(args, trainer, epoch, metrics, temperatures)
+        run.save(content, training_of(args, trainer, rows), better)
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
@@ -312,8 +320,7 @@ class Run:
             raise DataError(f"{self.folder}: can't be written ({error.strerror})") from None
 
     def open_log(self, content: dict) -> None:
-        """Open a resumed run's log, cut back to what it was when the checkpoint was saved.
-        Raises DataError.
+        """Open a resumed run's log, cut back to what it was when the checkpoint was saved. Raises DataError.
         """
         size = content["training"]["log_size"]
         try:
@@ -379,6 +386,126 @@ class Run:
         """Whether last.pth is of the last epoch."""
         last = self.folder and models.read_checkpoint(self.folder / "last.pth")
         return last is not None and last["epoch"] == epochs
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """What a resumed run must keep."""
+    return {name: getattr(args, name) for name in SETTINGS}
+
+
+def count_rows(tables: tuple[Faces, Faces]) -> dict[str, int]:
+    """How many faces of each part there are, by name."""
+    return {
+        part.name: int((table.part == number).sum())
+        for table in tables
+        for number, part in enumerate(table.parts)
+    }
+
+
+def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict,
+               temperatures: dict[str, float]) -> dict:
+    """What a checkpoint tells: the model, and all that using it needs."""
+    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    return {
+        "model": trainer.model.state_dict(), "tasks": trained_tasks(args), "image_size": trainer.size,
+        "decoded_size": args.image_size, **models.description(), "temperatures": temperatures,
+        "drawn": args.drawn, "detected": args.detect, "epoch": epoch, "metrics": figures,
+        "settings": settings_of(args)
+    }
+
+
+def training_of(args: argparse.Namespace, trainer: Trainer, rows: dict[str, int]) -> dict:
+    """What last.pth holds beyond best.pth, for --resume."""
+    folders = {
+        "data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
+        "device": args.device
+    }
+    return {**trainer.state(), "rows": rows, "folders": folders}
+
+
+def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: tuple[Faces, Faces],
+                 notes: list[str]) -> None:
+    """Write what the run is: its command line, machine, sets, what is left out,
+    and `notes` on how it begins.
+    """
+    command = as_arguments({"data": args.data, **settings_of(args)})
+    run.log(datasets.one_line(shlex.join(["train.py", *command])))
+    device, world = trainer.device, trainer.share.world
+    kind = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(
+        device)
+    precision = str(trainer.precision).removeprefix("torch.")
+    run.log(f"torch {torch.__version__}, {kind}, {precision}, {world} process{'es' * (world > 1)}")
+    sizes = [size_at(epoch, args) for epoch in range(1, args.epochs + 1)]
+    smaller = f"{sizes[0]} pixels up to epoch {sizes.count(sizes[0])}, then " * (sizes[0] != sizes[-1])
+    run.log(f"images of {smaller}{sizes[-1]} pixels; weights decay by {decay_at(args.lr):g}")
+    if args.drawn:
+        run.log("the sample's faces are drawn: its figures mean nothing")
+    for table in tables:
+        for number, part in enumerate(table.parts):
+            rows = table.only(number)
+            for line in [datasets.describe(rows, part.name)[0], *datasets.left_out(rows)]:
+                run.log(datasets.one_line(line))
+    for note in notes:
+        run.log(datasets.one_line(note))
+
+
+def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]:
+    """A run, resumed or yet to begin, its model with what the command line names,
+    and a line for the log on that.
+
+    All that can be wrong with it is told here, before anything is decoded. Raises DataError.
+    """
+    first = trainer.share.rank == 0
+    if resumed:
+        run = Run.resume(args.resume, args.logs) if first else Run()
+        if models.read_checkpoint(args.resume)["epoch"] != resumed["epoch"]:
+            raise DataError(f"{args.resume}: another process was still training this run; start again")
+        trainer.load_state(resumed, args.resume)
+        run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
+        notes = [f"resumed after epoch {run.epoch}"]
+        if resumed["older"]:
+            notes.append("begun by an earlier version; from here on, the age loss widens with the label's "
+                         "spread, images are smaller at first, and the decay depends on the rate")
+        return run, notes
+    return Run(), [models.load_weights(trainer.model, args.pretrained)
+                   ] if args.pretrained is not None else []
+
+
+def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer: Trainer,
+              tables: tuple[Faces, Faces], notes: list[str]) -> None:
+    """Begin the run on disk, or go on with it, and log what it is.
+
+    A new run is saved at once, so that a folder that can't be written is found out now.
+    """
+    if trainer.share.rank > 0:
+        return
+    if resumed:
+        run.open_log(resumed)
+    else:
+        run.begin(args)
+    log_settings(run, args, trainer, tables, notes)
+    if not resumed:
+        run.save(content_of(args, trainer, 0, {}, {}), training_of(args, trainer, count_rows(tables)), False)
+
+
+def load_momentum(optimizer: torch.optim.SGD, state: object, file: Path) -> None:
+    """Give the optimizer the momentum in `state`, a file's. Raises CheckpointError where it does not fit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(state, dict) or state and state.keys() != set(range(len(parameters))):
+        raise models.CheckpointError(f"{file}: its optimizer is not this network's")
+    for i, parameter in enumerate(parameters if state else []):
+        buffer = state[i].get("momentum_buffer") if isinstance(state[i], dict) else None
+        models.check_tensor(buffer, parameter, f"{file}: momentum {i}")
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
+
+def load_scale(scaler: torch.amp.GradScaler, state: object) -> None:
+    """Give the scaler the scale in `state`, a file's, where that is sound and used."""
+    state = state if isinstance(state, dict) else {}
+    scale, growth = state.get("scale"), state.get("_growth_tracker")
+    sound = type(scale) is float and 0 < scale < math.inf and type(growth) is int
+    if scaler.is_enabled() and sound:
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": growth})
 
 
 # ---- the command line -------------------------------------------------------------------------------------
@@ -559,8 +686,7 @@ def as_arguments(settings: dict) -> list[str]:
 
 
 def processes() -> Share:
-    """Which of torchrun's processes this is.
-    Raises DataError where the environment does not say it soundly.
+    """Which of torchrun's processes this is. Raises DataError where the environment does not say it soundly.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     told = {name: os.environ[name] for name in names if name in os.environ}
@@ -577,8 +703,7 @@ def processes() -> Share:
 
 
 def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
-    """The process's device; under torchrun, each has a GPU of its own where there are any.
-    Raises DataError.
+    """The process's device; under torchrun, each has a GPU of its own where there are any. Raises DataError.
     """
     local, device = os.environ.get("LOCAL_RANK"), args.device
     if share.world > 1 and local and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
@@ -595,8 +720,7 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
 
 
 def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
-    """What is trained on and what is judged by; what is rehearsed is for training alone.
-    Raises DataError.
+    """What is trained on and what is judged by; what is rehearsed is for training alone. Raises DataError.
     """
     tasks = trained_tasks(args)
     faces, valid = (datasets.load(args.root, splits, subset, tasks, args.image_size, args.cache_folder,
@@ -626,126 +750,6 @@ def load_test(args: argparse.Namespace, tasks: list[str]) -> list[Faces]:
             table, _ = datasets.read(args.root, [split], "test", tasks, args.cache_folder)
             tables.append(datasets.decode(table, args.image_size, args.cache_folder, args.detect))
     return tables
-
-
-def settings_of(args: argparse.Namespace) -> dict:
-    """What a resumed run must keep."""
-    return {name: getattr(args, name) for name in SETTINGS}
-
-
-def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: tuple[Faces, Faces],
-                 notes: list[str]) -> None:
-    """Write what the run is: its command line, machine, sets, what is left out,
-    and `notes` on how it begins.
-    """
-    command = as_arguments({"data": args.data, **settings_of(args)})
-    run.log(datasets.one_line(shlex.join(["train.py", *command])))
-    device, world = trainer.device, trainer.share.world
-    kind = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(
-        device)
-    precision = str(trainer.precision).removeprefix("torch.")
-    run.log(f"torch {torch.__version__}, {kind}, {precision}, {world} process{'es' * (world > 1)}")
-    sizes = [size_at(epoch, args) for epoch in range(1, args.epochs + 1)]
-    smaller = f"{sizes[0]} pixels up to epoch {sizes.count(sizes[0])}, then " * (sizes[0] != sizes[-1])
-    run.log(f"images of {smaller}{sizes[-1]} pixels; weights decay by {decay_at(args.lr):g}")
-    if args.drawn:
-        run.log("the sample's faces are drawn: its figures mean nothing")
-    for table in tables:
-        for number, part in enumerate(table.parts):
-            rows = table.only(number)
-            for line in [datasets.describe(rows, part.name)[0], *datasets.left_out(rows)]:
-                run.log(datasets.one_line(line))
-    for note in notes:
-        run.log(datasets.one_line(note))
-
-
-def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict,
-               temperatures: dict[str, float]) -> dict:
-    """What a checkpoint tells: the model, and all that using it needs."""
-    figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    return {
-        "model": trainer.model.state_dict(), "tasks": trained_tasks(args), "image_size": trainer.size,
-        "decoded_size": args.image_size, **models.description(), "temperatures": temperatures,
-        "drawn": args.drawn, "detected": args.detect, "epoch": epoch, "metrics": figures,
-        "settings": settings_of(args)
-    }
-
-
-def training_of(args: argparse.Namespace, trainer: Trainer, rows: dict[str, int]) -> dict:
-    """What last.pth holds beyond best.pth, for --resume."""
-    folders = {
-        "data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
-        "device": args.device
-    }
-    return {**trainer.state(), "rows": rows, "folders": folders}
-
-
-def count_rows(tables: tuple[Faces, Faces]) -> dict[str, int]:
-    """How many faces of each part there are, by name."""
-    return {
-        part.name: int((table.part == number).sum())
-        for table in tables
-        for number, part in enumerate(table.parts)
-    }
-
-
-def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]:
-    """A run, resumed or yet to begin, its model with what the command line names,
-    and a line for the log on that.
-
-    All that can be wrong with it is told here, before anything is decoded. Raises DataError.
-    """
-    first = trainer.share.rank == 0
-    if resumed:
-        run = Run.resume(args.resume, args.logs) if first else Run()
-        if models.read_checkpoint(args.resume)["epoch"] != resumed["epoch"]:
-            raise DataError(f"{args.resume}: another process was still training this run; start again")
-        trainer.load_state(resumed, args.resume)
-        run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
-        notes = [f"resumed after epoch {run.epoch}"]
-        if resumed["older"]:
-            notes.append("begun by an earlier version; from here on, the age loss widens with the label's "
-                         "spread, images are smaller at first, and the decay depends on the rate")
-        return run, notes
-    return Run(), [models.load_weights(trainer.model, args.pretrained)
-                   ] if args.pretrained is not None else []
-
-
-def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer: Trainer,
-              tables: tuple[Faces, Faces], notes: list[str]) -> None:
-    """Begin the run on disk, or go on with it, and log what it is.
-
-    A new run is saved at once, so that a folder that can't be written is found out now.
-    """
-    if trainer.share.rank > 0:
-        return
-    if resumed:
-        run.open_log(resumed)
-    else:
-        run.begin(args)
-    log_settings(run, args, trainer, tables, notes)
-    if not resumed:
-        run.save(content_of(args, trainer, 0, {}, {}), training_of(args, trainer, count_rows(tables)), False)
-
-
-def train(run: Run, args: argparse.Namespace, trainer: Trainer, valid: Faces, rows: dict[str, int]) -> None:
-    """The epochs that the run still lacks, each judged, logged and saved."""
-    tasks = trained_tasks(args)
-    for epoch in range(run.epoch + 1, args.epochs + 1):
-        run.epoch = epoch
-        figures = trainer.train_epoch(epoch)
-        trainer.share_statistics()
-        predictions = evaluate.predict(trainer.model, valid, trainer.size, tasks, trainer.device,
-                                       share=trainer.share)
-        metrics = evaluate.score(valid, predictions)
-        figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
-        for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
-            run.log(line)
-        error = evaluate.mean_error(metrics)
-        better, run.best = error < run.best, min(error, run.best)
-        temperatures = evaluate.calibrate(valid, predictions) if trainer.share.rank == 0 else {}
-        content = content_of(args, trainer, epoch, metrics, temperatures)
-        run.save(content, training_of(args, trainer, rows), better)
 
 
 def main() -> int | None:
