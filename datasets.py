@@ -203,9 +203,8 @@ def pools(faces: Faces, samples: int | None = None) -> dict[tuple[int, ...], int
             apart = [pool for pool in pooled if pool.isdisjoint(serving)]
             pooled = apart + [serving.union(*(pool for pool in pooled if pool not in apart))]
     sizes = np.bincount(faces.part[faces.labelled()], minlength=len(faces.parts))
-    return {
-        tuple(sorted(pool)): samples or min(int(sizes[list(pool)].sum()), EPOCH_IMAGES) for pool in pooled
-    }
+    return {tuple(sorted(pool)): samples or min(int(sizes[list(pool)].sum()), EPOCH_IMAGES)
+            for pool in pooled}
 
 
 def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed: int, epoch: int,
@@ -553,9 +552,8 @@ def read_utkface(root: Path, subset: str, cache: Path) -> Faces:
 
 
 # what a spreadsheet program makes of two of FairFace's ranges, which it takes for dates
-MANGLED_RANGES = {
-    "03-Sep": "3-9", "3-Sep": "3-9", "09-Mar": "3-9", "9-Mar": "3-9", "Oct-19": "10-19", "19-Oct": "10-19"
-}
+MANGLED_RANGES = {"03-Sep": "3-9", "3-Sep": "3-9", "09-Mar": "3-9", "9-Mar": "3-9",
+                  "Oct-19": "10-19", "19-Oct": "10-19"}
 FIRST_OPEN_AGE, OPEN_AGE, OPEN_SPREAD = 70, 75, 5       # "more than 70": from, taken as, give or take; years
 
 
@@ -639,13 +637,11 @@ def check_header(file: Path, header: list[str], columns: Collection[str],
         raise DataError(f"{file}: empty file; {expected}")
     if lacking := [name for name in columns if name not in header]:
         raise DataError(f"{file}: no column {', '.join(lacking)}; {expected}")
-    unknown = [
-        name for name in header if name in (*columns, *TASKS) and header.count(name) > 1
-        or others is not None and name not in (*columns, *others, "", "Unnamed: 0")
-    ]
+    unknown = [name for name in header if name in (*columns, *TASKS) and header.count(name) > 1
+               or others is not None and name not in (*columns, *others, "", "Unnamed: 0")]
     if unknown:
-        raise DataError(
-            f"{file}: unknown or doubled column {', '.join(dict.fromkeys(unknown))[:200]}; {expected}")
+        told = ", ".join(dict.fromkeys(unknown))[:200]
+        raise DataError(f"{file}: unknown or doubled column {told}; {expected}")
 
 
 def number(text: str, low: float, high: float, where: str, what: str) -> float:
@@ -745,13 +741,9 @@ SOURCES = (
     Source("fairface", "fairface", ("age", "gender"), read_fairface),
 )
 # what --split takes -> the tasks that it has labels for
-SPLITS = {
-    split: tuple(dict.fromkeys(task
-                               for source in SOURCES
-                               if source.split == split
-                               for task in source.tasks))
-    for split in dict.fromkeys(source.split for source in SOURCES)
-}
+SPLITS = {}
+for source in SOURCES:
+    SPLITS[source.split] = tuple(dict.fromkeys((*SPLITS.get(source.split, ()), *source.tasks)))
 
 
 # ---- images -----------------------------------------------------------------------------------------------
@@ -886,14 +878,10 @@ def detector() -> Callable[[np.ndarray], list[Found]]:
         found = []
         for face in local.mtcnn.detect_faces(pixels):
             left, top, width, height = map(int, face["box"])
-            points = [
-                face["keypoints"][name]
-                for name in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-            ]
+            names = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+            points = np.array([face["keypoints"][name] for name in names]) + 0.5
             if face["confidence"] >= LEAST_CONFIDENCE:
-                found.append(
-                    Found((left, top, left + width, top + height),
-                          np.array(points) + 0.5, face["confidence"]))
+                found.append(Found((left, top, left + width, top + height), points, face["confidence"]))
         return found
     return search
 

@@ -297,23 +297,20 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
-        padded = [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths))
-        ]
+        padded = [cell.rjust(width) if i else cell.ljust(width)
+                  for i, (cell, width) in enumerate(zip(cells, widths))]
         return f"| {' | '.join(padded)} |"
     rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def report(metrics: dict) -> str:
-    """All of `score`'s metrics as text; the figures that logs have too under
-    the logs' names, in full precision.
+    """All of `score`'s metrics as text; the figures that logs have too under the logs' names, in full
+    precision.
     """
     names = {"age mae": "age_mae", "chalearn error": "chalearn_error", "age in range": "age_in_range"}
-    names |= {
-        name: name for name in ("gender_acc", "emotion_acc", "gender_loss", "age_loss", "emotion_loss")
-    }
+    for name in ("gender_acc", "emotion_acc", "gender_loss", "age_loss", "emotion_loss"):
+        names[name] = name
     lines = [f"{shown}: {metrics[name]}" for shown, name in names.items() if name in metrics]
     if "age_in_range" in metrics:
         lines.append("(these ages are told as ranges: the age mae is the distance to the range's middle)")
@@ -323,10 +320,10 @@ def report(metrics: dict) -> str:
         lines += ["", table(["age", "faces", "MAE (years)", "95 %"], rows)]
     for task, classes in CLASS_NAMES.items():
         if (matrix := metrics.get(f"{task}_confusion")) is not None:
-            rows = [[
-                name, f"{row.sum():,}",
-                *with_interval(np.repeat([1.0, 0.0], [row[i], row.sum() - row[i]]), True, 1), *map(str, row)
-            ] for i, (name, row) in enumerate(zip(classes, matrix))]
+            rows = []
+            for i, (name, row) in enumerate(zip(classes, matrix)):
+                right = np.repeat([1.0, 0.0], [row[i], row.sum() - row[i]])
+                rows.append([name, f"{row.sum():,}", *with_interval(right, True, 1), *map(str, row)])
             header = [f"true {task}", "faces", "recall (%)", "95 %", *(f"as {name}" for name in classes)]
             lines += ["", table(header, rows)]
     return "\n".join(lines)
@@ -504,9 +501,8 @@ def results_row(command: str, epochs: list[dict]) -> list[str]:
     def error(figures: dict) -> float:
         return mean_error({METRICS[task].removeprefix("val_"): figures[METRICS[task]] for task in tasks})
     best = min(epochs, key=error) if tasks else epochs[0]
-    judged = [
-        split for split in options.get("split", []) if set(datasets.SPLITS.get(split, tasks)) & set(tasks)
-    ]
+    judged = [split for split in options.get("split", [])
+              if set(datasets.SPLITS.get(split, tasks)) & set(tasks)]
     remarks = []
     if "rehearse" in options:
         remarks.append(f"rehearsing {' '.join(options['rehearse'])}")
@@ -680,10 +676,8 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
         for task in values:
             if name in place and row[task].strip():
                 values[task][place[name]] = parse_prediction(row[task], task, f"{file} line {line}")
-    missing = [
-        name for task, column in values.items()
-        for name in faces.file[faces.known(task) & np.isnan(column)].tolist()
-    ]
+    missing = [name for task, column in values.items()
+               for name in faces.file[faces.known(task) & np.isnan(column)].tolist()]
     missing = missing if values else faces.file.tolist()
     for what, names in (("no image of this split", unknown), ("doubled", doubled), ("missing", missing)):
         if names:
@@ -769,10 +763,8 @@ def export(args: argparse.Namespace) -> None:
     """
     file = newest_checkpoint(args.checkpoints) if args.checkpoint is None else args.checkpoint
     model, content = models.open_checkpoint(file)
-    tensors = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in model.state_dict().items()
-    }
+    tensors = {name: value.half() if value.is_floating_point() else value
+               for name, value in model.state_dict().items()}
     if wrong := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
         raise models.CheckpointError(
             f"{args.export}: not written, {wrong[0]} holds values that half precision can't")
@@ -807,25 +799,23 @@ def predict_pictures(args: argparse.Namespace) -> int:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     network = models.fuse(opened.model).to(memory_format=torch.channels_last)
-    sheet, count, unreadable = io.StringIO(newline=""), 0, 0
-    rows = csv.writer(sheet)
+    header, sheet = csv_header(opened.tasks, args.detect), io.StringIO(newline="")
+    rows, count, unreadable = csv.writer(sheet), 0, 0
     try:
         for looked, outputs in predicted(network, opened, args):
             count += 1
             unreadable += bool(looked.error)
-            told = tell(looked, outputs, opened, args.detect)
+            told = [in_words(face, opened.temperatures) for face in outputs]
+            cells = tell(looked, told, len(header))
             if args.csv:
-                rows.writerows(told)
+                rows.writerows(cells)
             if looked.image:
-                faces = [
-                    (found and found.box, in_words(face, opened.temperatures)[1])
-                    for found, face in zip(looked.found, outputs)
-                ]
+                faces = [(found and found.box, words) for found, (_, words) in zip(looked.found, told)]
                 save_picture(annotate(looked.image, faces),
                              args.out / annotated_name(count - unreadable, looked.file))
     finally:                                            # when stopped too, what there is
         if sheet.tell():
-            write_csv(args.csv, csv_header(opened.tasks, args.detect), sheet.getvalue())
+            write_csv(args.csv, header, sheet.getvalue())
     if unreadable:
         print(f"{unreadable} of {count} pictures could not be read", file=sys.stderr)
     elif not count:
@@ -919,23 +909,21 @@ def csv_header(tasks: Collection[str], detect: bool) -> list[str]:
     return header + list(EMOTIONS) * ("emotion" in tasks)
 
 
-def tell(looked: Looked, outputs: list[dict[str, torch.Tensor]], opened: Opened,
-         detect: bool) -> list[list[str]]:
-    """Print what a picture showed, a line for each face. Returns its rows in the spreadsheet;
-    one, if it shows none.
+def tell(looked: Looked, told: list[tuple[list[str], str]], columns: int) -> list[list[str]]:
+    """Print what a picture showed, a line for each face, `told` as `in_words` has it. Returns its rows in
+    the spreadsheet of so many `columns`; one, if it shows none.
     """
     if looked.error:
         print(f"{looked.file}: not a readable picture ({looked.error})", file=sys.stderr)
-    elif not outputs:
+    elif not told:
         print(f"{looked.file}: no face found")
     rows = []
-    for found, face in zip(looked.found, outputs):
-        cells, words = in_words(face, opened.temperatures)
+    for found, (cells, words) in zip(looked.found, told):
         box = [round(looked.scale * side) for side in found.box] if found else []
         place = " at {},{}-{},{}".format(*box) if found else ""
         print(f"{looked.file}{place}: {words}", flush=True)
         rows.append([str(looked.file), *box, *([f"{found.confidence:.3f}"] if found else []), *cells])
-    return rows or [[str(looked.file), *[""] * (len(csv_header(opened.tasks, detect)) - 1)]]
+    return rows or [[str(looked.file), *[""] * (columns - 1)]]
 
 
 def pictures(names: Iterable[str], out: Path | None) -> Iterator[Path]:
@@ -1025,11 +1013,11 @@ def annotate(image: Image.Image, faces: list[tuple[tuple | None, str]]) -> Image
 DARK, YELLOW, WHITE = (20, 20, 20), (255, 220, 0), (255, 255, 255)
 
 
-def label_place(box: tuple, label: tuple[int, int], taken: list[tuple], size: tuple[int,
-                                                                                    int]) -> tuple[int, int]:
+def label_place(box: tuple, label: tuple[int, int], taken: list[tuple],
+                size: tuple[int, int]) -> tuple[int, int]:
     """Where the `label` (width, height) of a face's `box` goes in a picture of `size`: below, above, right
-    or left of it,
-    where it covers least of what is `taken` (left, top, right, bottom). Returns its left and top.
+    or left of it, where it covers least of what is `taken` (left, top, right, bottom). Returns its left and
+    top.
     """
     left, top, right, bottom = box
     places = [(left, bottom + 1), (left, top - label[1] - 1), (right + 1, top), (left - label[0] - 1, top)]
@@ -1037,12 +1025,12 @@ def label_place(box: tuple, label: tuple[int, int], taken: list[tuple], size: tu
               for x, y in places]
 
     def covered(place: tuple[int, int]) -> float:
-        x, y = place
-        return sum(
-            max(0,
-                min(x + label[0], other[2]) - max(x, other[0])) *
-            max(0,
-                min(y + label[1], other[3]) - max(y, other[1])) for other in taken)
+        area = 0
+        for begin_x, begin_y, end_x, end_y in taken:
+            width = min(place[0] + label[0], end_x) - max(place[0], begin_x)
+            height = min(place[1] + label[1], end_y) - max(place[1], begin_y)
+            area += max(0, width) * max(0, height)
+        return area
     return min(places, key=covered)
 
 
@@ -1150,10 +1138,8 @@ def plot_logs(file: Path, logs: dict[Path, tuple[str, list[dict]]]) -> None:
     """
     runs = {log.stem: epochs for log, (_, epochs) in logs.items()}
     titles = {f"{task}_loss": f"{task} loss" for task in TASKS}
-    titles |= {
-        "age_mae": "age MAE (years)", "gender_acc": "gender accuracy (%)",
-        "emotion_acc": "emotion accuracy (%)"
-    }
+    titles |= {"age_mae": "age MAE (years)", "gender_acc": "gender accuracy (%)",
+               "emotion_acc": "emotion accuracy (%)"}
     measured = {name.removeprefix("val_") for epochs in runs.values() for figures in epochs
                 for name, value in figures.items() if value}
     shown = [name for name in titles if name in measured]

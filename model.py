@@ -301,10 +301,8 @@ def numpy_numbers() -> list:
     number, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     # NumPy 1's
     old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in (number, array)]
-    return [
-        number, array, *old_names, np.ndarray, np.dtype,
-        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    ]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return [number, array, *old_names, np.ndarray, np.dtype, *kinds]
 
 
 def check_kind(file: Path) -> None:
@@ -501,8 +499,8 @@ def load_weights(model: FaceNet, file: str | Path) -> str:
         check_tensor(value, own[name], f"{file}: {name}")
     model.load_state_dict(fits, strict=False)
     line = f"{file}: {len(fits)} of the model's {len(own)} tensors loaded"
-    new = dict.fromkeys(
-        name.rpartition(".")[0] for name in own if name not in fits and "num_batches" not in name)
+    new = dict.fromkeys(name.rpartition(".")[0] for name in own
+                        if name not in fits and "num_batches" not in name)
     if new:
         line += f"; new: {', '.join(new)}"
     heads = [state[name] for name, ours in named.items()

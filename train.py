@@ -343,10 +343,8 @@ class Run:
         texts = [stamped[1] for line in head if (stamped := evaluate.STAMPED.fullmatch(line))]
         command = next((text for text in texts if text.startswith("train.py ")), "")
         options = evaluate.parse_command(command)
-        compared = ("split", "weights", "epochs", "seed")
-        if any(
-                comparable(options.get(name, [])) != comparable(as_text(settings[name]))
-                for name in compared):
+        if any(comparable(options.get(name, [])) != comparable(as_text(settings[name]))
+               for name in ("split", "weights", "epochs", "seed")):
             raise DataError(
                 f"{self.log_file}: not the log of this run; move it away, or name another folder by --logs")
 
@@ -395,11 +393,8 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 def count_rows(tables: tuple[Faces, Faces]) -> dict[str, int]:
     """How many faces of each part there are, by name."""
-    return {
-        part.name: int((table.part == number).sum())
-        for table in tables
-        for number, part in enumerate(table.parts)
-    }
+    return {part.name: int((table.part == number).sum())
+            for table in tables for number, part in enumerate(table.parts)}
 
 
 def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict,
@@ -416,10 +411,8 @@ def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: 
 
 def training_of(args: argparse.Namespace, trainer: Trainer, rows: dict[str, int]) -> dict:
     """What last.pth holds beyond best.pth, for --resume."""
-    folders = {
-        "data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
-        "device": args.device
-    }
+    folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
+               "device": args.device}
     return {**trainer.state(), "rows": rows, "folders": folders}
 
 
@@ -431,8 +424,8 @@ def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: t
     command = as_arguments({"data": args.data, **settings_of(args)})
     run.log(datasets.one_line(shlex.join(["train.py", *command])))
     device, world = trainer.device, trainer.share.world
-    kind = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(
-        device)
+    kind = (f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu"
+            else torch.cuda.get_device_name(device))
     precision = str(trainer.precision).removeprefix("torch.")
     run.log(f"torch {torch.__version__}, {kind}, {precision}, {world} process{'es' * (world > 1)}")
     sizes = [size_at(epoch, args) for epoch in range(1, args.epochs + 1)]
@@ -628,10 +621,8 @@ def read_resumed(file: Path) -> dict:
     expected = ((content, {"model": dict, "epoch": int, "settings": dict}),
                 (training,
                  {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int}))
-    lacking = [
-        name for part, kinds in expected for name, kind in kinds.items()
-        if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)
-    ]
+    lacking = [name for part, kinds in expected for name, kind in kinds.items()
+               if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)]
     content["older"] = not lacking and not NEWER_SETTINGS.keys() <= content["settings"].keys()
     content["settings"] = {**NEWER_SETTINGS, **content.get("settings", {})} if not lacking else {}
     lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
@@ -645,13 +636,10 @@ def read_resumed(file: Path) -> dict:
         raise models.CheckpointError(f"{file}: tells no rows; expected a run's last.pth")
     for name, value in {**training["folders"], **content["settings"]}.items():
         if name not in (*FOLDERS, *SETTINGS):
-            raise models.CheckpointError(
-                f"{file}: tells --{name}, which a run does not have")
-        values = value if isinstance(value, list) else [value]
-        if not all(
-                type(each) in (int, float, bool,
-                               type(None)) or type(each) is str and not each.startswith("-")
-                for each in values):
+            raise models.CheckpointError(f"{file}: tells --{name}, which a run does not have")
+        plain = (int, float, bool, type(None))
+        if not all(type(each) in plain or type(each) is str and not each.startswith("-")
+                   for each in (value if isinstance(value, list) else [value])):
             raise models.CheckpointError(
                 f"{file}: its {reprlib.repr(name)} is {reprlib.repr(value)}; expected a run's last.pth")
     if content["epoch"] < 0 or training["log_size"] < 0:
@@ -664,10 +652,8 @@ def read_resumed(file: Path) -> dict:
 def as_text(value: object) -> list[str]:
     """A setting's value as the command line's words."""
     values = value if isinstance(value, list) else [value]
-    return [
-        f"{each:g}" if isinstance(each, float) and each == float(f"{each:g}") else str(each)
-        for each in values
-    ]
+    return [f"{each:g}" if isinstance(each, float) and each == float(f"{each:g}") else str(each)
+            for each in values]
 
 
 def comparable(words: list[str]) -> list[str]:

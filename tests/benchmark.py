@@ -249,12 +249,13 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
 
     def compared(files: list[Path], detect: bool, part: Callable[[Path], object], forward: bool) -> tuple:
         asked = argparse.Namespace(pictures=list(map(str, files)), detect=detect, out=None, tta=False)
+        columns = len(evaluate.csv_header(datasets.TASKS, detect))
 
         @torch.inference_mode()
         def project() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 for looked, outputs in evaluate.predicted(network, opened, asked):
-                    evaluate.tell(looked, outputs, opened, detect)
+                    evaluate.tell(looked, [evaluate.in_words(face, {}) for face in outputs], columns)
 
         @torch.inference_mode()
         def limit() -> None:
