@@ -68,7 +68,7 @@ class DataError(Exception):
 
 
 class Damaged(DataError):
-    """What one of several processes may have met alone, and therefore tells itself."""
+    """An error that one of several processes may have alone, so that each tells it."""
 
 
 class Missing(DataError):
@@ -79,15 +79,21 @@ class Missing(DataError):
 
 @dataclass
 class Part:
-    """One set's subset, such as "cvpr2016 age valid": where its faces come from."""
+    """One set's subset: where its faces come from."""
     folder: Path                                # what the faces' files are relative to
-    name: str = ""
+    source: str = ""                            # the set, such as "cvpr2016 age"
+    subset: str = ""
     split: str = ""                             # what --split calls it
     grey: bool = False                          # its images have one channel
     # reason -> names of the rows that are not used; remark -> names of odd rows that are used all the same
     dropped: dict[str, np.ndarray] = field(default_factory=dict)
     odd: dict[str, np.ndarray] = field(default_factory=dict)
-    pixels: "np.ndarray | Images | None" = None                         # (m, height, width, 3 or 1) uint8
+    pixels: "np.ndarray | Images | torch.Tensor | None" = None          # (m, height, width, 3 or 1) uint8
+
+    @property
+    def name(self) -> str:
+        """What it is called, such as "cvpr2016 age valid"."""
+        return f"{self.source} {self.subset}"
 
 
 @dataclass
@@ -245,30 +251,27 @@ def labels_of(faces: Faces, rows: np.ndarray, device: torch.device) -> Labels:
     return Labels(*(values.to(device, non_blocking=True) for values in columns))
 
 
-def to_device(faces: Faces, device: torch.device) -> list["np.ndarray | Images | torch.Tensor"]:
-    """Each part's pixels as `gather` takes them: on a GPU if all fit into half its free memory,
-    else where they are.
-    """
-    pixels = [part.pixels for part in faces.parts]
-    size = sum(images.nbytes for images in pixels)
+def to_device(faces: Faces, device: torch.device) -> Faces:
+    """`faces` with their pixels on a GPU, if all fit into half its free memory; else as they are."""
+    size = sum(part.pixels.nbytes for part in faces.parts)
     if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] / 2:
-        return pixels
+        return faces
     copies = []
-    for images in pixels:
-        copies.append(torch.empty(images.shape, dtype=torch.uint8, device=device))
-        for start in range(0, len(images), 4096):           # bounds what is held twice in memory
-            rows = np.arange(start, min(start + 4096, len(images)))
-            copies[-1][start:start + len(rows)] = torch.from_numpy(images[rows])
-    return copies
+    for part in faces.parts:
+        copies.append(torch.empty(part.pixels.shape, dtype=torch.uint8, device=device))
+        for start in range(0, len(part.pixels), 4096):      # bounds what is held twice in memory
+            rows = np.arange(start, min(start + 4096, len(part.pixels)))
+            copies[-1][start:start + len(rows)] = torch.from_numpy(part.pixels[rows])
+    return replace(faces, parts=[replace(part, pixels=copy) for part, copy in zip(faces.parts, copies)])
 
 
-def gather(faces: Faces, pixels: list, rows: np.ndarray, device: torch.device) -> list[torch.Tensor]:
+def gather(faces: Faces, rows: np.ndarray, device: torch.device) -> list[torch.Tensor]:
     """Images of `rows` (part after part) on the device: for each part that has some,
     (m, height, width, channels) uint8.
     """
     images = []
     for number in np.unique(faces.part[rows]):
-        wanted, stored = faces.image[rows[faces.part[rows] == number]], pixels[number]
+        wanted, stored = faces.image[rows[faces.part[rows] == number]], faces.parts[number].pixels
         if isinstance(stored, torch.Tensor):
             images.append(stored[torch.from_numpy(wanted).to(stored.device, non_blocking=True)])
         else:
@@ -303,7 +306,7 @@ def read(root: Path, splits: Collection[str], subset: str, tasks: Collection[str
                 continue
             served.update(wanted)
             (part,) = table.parts
-            table.parts = [replace(part, name=f"{source.name} {subset}", split=split, grey=source.grey)]
+            table.parts = [replace(part, source=source.name, subset=subset, split=split, grey=source.grey)]
             tables.append(replace(table, **{task: np.full_like(getattr(table, task), UNKNOWN[task])
                                             for task in TASKS if task not in wanted}))
         gaps += dict.fromkeys(gap for task, gap in absent.items() if task not in served)
@@ -538,7 +541,7 @@ def read_utkface(root: Path, subset: str, cache: Path) -> Faces:
             continue
         told = re.match(r"([0-9]{1,3})_([01])_(?:([0-4])_)?", file.name)
         if not told or int(told[1]) > OLDEST:
-            reason = "age above 100" if told else "file without age and gender in its name"
+            reason = f"age above {OLDEST}" if told else "file without age and gender in its name"
             dropped.setdefault(reason, []).append(name)
             continue
         if not re.fullmatch(r"[0-9]+_[01]_[0-4]_[0-9]+(\.jpg)?(\.chip)?\.jpg", file.name):
@@ -959,7 +962,7 @@ def align(picture: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
                          tuple(np.concatenate([low, high]).tolist()))
     centres = np.stack(np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5), -1)
     grid = ((centres - shift) @ inverse.T - low) / (high - low) * 2 - 1
-    return sample(np.asarray(cut)[None], grid)[0]
+    return sample_pixels(np.asarray(cut)[None], grid)[0]
 
 
 def lay_fer2013(pixels: np.ndarray) -> np.ndarray:
@@ -967,10 +970,10 @@ def lay_fer2013(pixels: np.ndarray) -> np.ndarray:
     """
     centres = (np.arange(FER2013_SIDE) + 0.5) / FER2013_SIDE
     places = np.stack(np.meshgrid(centres, centres), -1)
-    return sample(pixels, (places - FER2013_SHIFT) / FER2013_SCALE * 2 - 1)
+    return sample_pixels(pixels, (places - FER2013_SHIFT) / FER2013_SCALE * 2 - 1)
 
 
-def sample(pixels: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def sample_pixels(pixels: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Images (n, h, w, channels) uint8, sampled bilinearly at `grid` (k, k, 2),
     in -1..1 from edge to edge: (n, k, k, channels).
     """
@@ -1042,11 +1045,12 @@ def decode_files(faces: Faces, shape: tuple[int, int, int], cache: Path, detect:
     name = f"{part.name.replace(' ', '-')}-{shape[0]}{'-detected' * detect}"
     states, pixels = cached(cache, part.folder, name, key,
                             functools.partial(build_images, faces, shape, detect), open_decoded)
-    if (whole := faces.file[states == WHOLE]).size:
-        faces.parts[0].odd["no face found, the whole picture taken"] = whole
+    whole = faces.file[states == WHOLE]
+    remarks = {"no face found, the middle square taken": whole} if len(whole) else {}
     faces = faces.drop(states == UNDECODABLE, "undecodable file")
-    faces.parts[0].pixels = pixels
-    return replace(faces, image=np.arange(len(faces)))
+    (part,) = faces.parts
+    return replace(faces, parts=[replace(part, pixels=pixels, odd=part.odd | remarks)],
+                   image=np.arange(len(faces)))
 
 
 def lay_part(faces: Faces, cache: Path) -> Faces:
@@ -1143,7 +1147,8 @@ class Images:
     """Decoded images in a file, read as they are needed.
 
     What a memory map gives, but a file that is cut short while it is used is an error that names it; under a
-    memory map the process would be killed without a word.
+    memory map the process would be killed without a word. Not for several threads, since they would share
+    the file's position.
     """
 
     def __init__(self, file: Path, shape: tuple[int, int, int], count: int):
@@ -1152,7 +1157,7 @@ class Images:
         """
         if file.stat().st_size != count * math.prod(shape):
             raise ValueError(f"{file.name} is not of {count} images")
-        self.name, self.file, self.shape = file, open(file, "rb", buffering=0), (count, *shape)
+        self.path, self.file, self.shape = file, open(file, "rb", buffering=0), (count, *shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -1169,10 +1174,10 @@ class Images:
                 self.file.seek(row * image.nbytes)
                 whole = self.file.readinto(image) == image.nbytes
             except OSError as error:
-                raise Damaged(f"{self.name}: can't be read ({error.strerror})") from None
+                raise Damaged(f"{self.path}: can't be read ({error.strerror})") from None
             if not whole:
                 raise Damaged(
-                    f"{self.name}: was cut short while it was in use; it is decoded anew at the next start")
+                    f"{self.path}: was cut short while it was in use; it is decoded anew at the next start")
         return images
 
 
@@ -1298,12 +1303,17 @@ SAMPLE_ROOT = Path("data/sample")       # what --data sample names
 DRAWN = "drawn"                         # a file of this name in a data root says that its faces are drawn
 
 
+def data_root(args: argparse.Namespace) -> Path:
+    """The folder that --data names."""
+    return SAMPLE_ROOT if args.data == "sample" else Path(args.data)
+
+
 def folders(args: argparse.Namespace) -> tuple[Path, Path]:
     """The data root and the cache that --data and --cache name; the sample is drawn where it is not there.
     Raises DataError.
     """
-    root = SAMPLE_ROOT if args.data == "sample" else Path(args.data)
-    if args.data == "sample":
+    root = data_root(args)
+    if root == SAMPLE_ROOT:
         try:
             build_once(root, draw_sample)
             if not is_drawn(root):                          # of an earlier version
@@ -1457,10 +1467,10 @@ def describe(faces: Faces, name: str) -> list[str]:
     dropped = {}
     for part in faces.parts:
         for reason, names in part.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + len(names)
-    lost = sum(dropped.values())
+            dropped.setdefault(reason, []).extend(names.tolist())
+    lost = sum(map(len, dropped.values()))
     lines = [f"{name}: {len(faces) + lost:,} rows found, {len(faces):,} used, {lost:,} dropped"]
-    lines += [f"    dropped, {reason}: {count:,}" for reason, count in dropped.items()]
+    lines += [f"    dropped, {reason}: {len(names):,} ({few(names)})" for reason, names in dropped.items()]
     lines += [f"    used, {remark}: {len(names):,} ({few(names)})" for part in faces.parts
               for remark, names in part.odd.items()]
     groups, counts = np.unique_counts(faces.group[faces.group != ""]) if len(faces) else ((), ())
@@ -1480,23 +1490,21 @@ def describe(faces: Faces, name: str) -> list[str]:
     return lines
 
 
-def describe_copies(faces: Faces, hashed: dict[str, np.ndarray]) -> list[str]:
+def describe_copies(part: Part, own: np.ndarray, hashed: list[tuple[Part, np.ndarray]]) -> str:
     """A line on pictures of a part that are in it twice, and in other parts of the same set, pixel by pixel.
+
+    Args: own, the part's hashes; hashed, all parts with theirs.
     """
-    (part,) = faces.parts
-    own = hashed[part.name]
     told = [f"{len(own) - len(np.unique(own)):,} repeat another one"]
-    for name, others in hashed.items():
-        of_set, _, subset = name.rpartition(" ")
-        if name != part.name and of_set == part.name.rpartition(" ")[0]:
-            told.append(f"{np.isin(own, others).sum():,} are in {subset} too")
-    return [f"    pixel by pixel: {', '.join(told)}"]
+    told += [f"{np.isin(own, others).sum():,} are in {other.subset} too" for other, others in hashed
+             if other.source == part.source and other.subset != part.subset]
+    return f"    pixel by pixel: {', '.join(told)}"
 
 
 def left_out(faces: Faces) -> list[str]:
-    """A line for each part and reason why files are not used, with a few of their names."""
-    return [f"{part.name}: left out as {reason} ({len(names):,}): {few(names)}" for part in faces.parts
-            for reason, names in part.dropped.items() if "file" in reason or "kind" in reason]
+    """A line for each part and reason why faces are not used, with a few of their names."""
+    return [f"{part.name}: left out, {reason} ({len(names):,}): {few(names)}" for part in faces.parts
+            for reason, names in part.dropped.items()]
 
 
 def few(names: Sequence[str]) -> str:
@@ -1521,15 +1529,14 @@ def report(root: Path, split: str, size: int, cache: Path,
                     break
     wholes = {}
     for table in tables:
-        name = table.parts[0].name
-        for whole in dict.fromkeys((split, name.rpartition(" ")[0])):
+        for whole in dict.fromkeys((split, table.parts[0].source)):
             wholes.setdefault(whole, []).append(table)
     for name, parts in wholes.items():
         if len(parts) > 1:
             lines += describe(join(parts), name)
-    hashed = {table.parts[0].name: hashes(table) for table in tables}
-    for table in tables:
-        lines += describe(table, table.parts[0].name) + left_out(table) + describe_copies(table, hashed)
+    hashed = [(table.parts[0], hashes(table)) for table in tables]
+    for table, (part, own) in zip(tables, hashed):
+        lines += [*describe(table, part.name), describe_copies(part, own, hashed)]
     return lines, wrong
 
 

@@ -81,7 +81,6 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
     and all get all results.
     """
     network = models.fuse(model).to(memory_format=torch.channels_last)
-    pixels = [part.pixels for part in faces.parts]
     # prediction, loss
     results = torch.zeros((len(faces), len(TASKS), 2), dtype=torch.float64, device=device)
     kept = {task: torch.zeros((len(faces), models.CLASSES[task]), device=device) for task in tasks}
@@ -90,7 +89,7 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
              for rows in [np.flatnonzero(faces.part == number)] for start in range(0, len(rows), BATCH)]
     own = spans[share.rank::share.world]
     for rows in datasets.progress(own, len(own), "evaluating", BATCH):
-        images = datasets.gather(faces, pixels, rows, device)
+        images = datasets.gather(faces, rows, device)
         labels = datasets.labels_of(faces, rows, device)
         outputs = logits_of(network, images, size, tasks, tta)
         losses = models.losses(outputs, labels)
@@ -120,7 +119,7 @@ def score(faces: Faces, predictions: Predictions) -> dict:
         age_mae: years; where labels are ranges, of the distance to the range's middle.
         chalearn_error: ChaLearn LAP's mean of 1 - exp(-(x - mean)^2 / (2 stdv^2)), where stdv is known.
         age_in_range: percent of predictions within the label's range, where it is one.
-        mae_by_decade: {decade: (faces, years)}; errors_by_decade: {decade: (faces,) years}.
+        errors_by_decade: {decade: (faces,) years}.
         gender_acc, emotion_acc: percent.
         gender_confusion, emotion_confusion: (classes, classes) int, rows the true class, columns the
             predicted one.
@@ -138,7 +137,6 @@ def score(faces: Faces, predictions: Predictions) -> dict:
         if task == "age":
             error, decade = np.abs(guess - truth.astype(np.float64)), (truth // 10).astype(int) * 10
             errors = {int(d): error[decade == d] for d in np.unique(decade)}
-            metrics["mae_by_decade"] = {d: (len(some), float(some.mean())) for d, some in errors.items()}
             metrics["errors_by_decade"] = errors
         else:
             classes = len(CLASS_NAMES[task])
@@ -161,6 +159,7 @@ def per_face(faces: Faces, predictions: Predictions) -> dict[str, np.ndarray]:
     if "age" in predictions.values:
         guess, spread = predictions.values["age"], faces.spread.astype(np.float64)
         result["age_mae"] = np.abs(guess - faces.age.astype(np.float64))
+        result["age_mae"][faces.known("age") & np.isnan(guess)] = np.inf    # the label is known all the same
         narrowest = 1e-6                # where all guessed the same age, only that age is right
         result["chalearn_error"] = 1 - np.exp(-(result["age_mae"] / np.maximum(spread, narrowest)) ** 2 / 2)
         inside = ((guess >= faces.low) & (guess < faces.high)).astype(np.float64)
@@ -314,7 +313,7 @@ def report(metrics: dict) -> str:
     lines = [f"{shown}: {metrics[name]}" for shown, name in names.items() if name in metrics]
     if "age_in_range" in metrics:
         lines.append("(these ages are told as ranges: the age mae is the distance to the range's middle)")
-    if "mae_by_decade" in metrics:
+    if "errors_by_decade" in metrics:
         rows = [[f"{decade}-{decade + 9}" if decade < OLDEST else f"{decade}", f"{len(errors):,}",
                  *with_interval(errors, False)] for decade, errors in metrics["errors_by_decade"].items()]
         lines += ["", table(["age", "faces", "MAE (years)", "95 %"], rows)]
@@ -590,7 +589,7 @@ def judge(args: argparse.Namespace) -> None:
 def print_counts(args: argparse.Namespace, faces: Faces) -> None:
     """Print how many faces of which sets are judged."""
     counts = np.bincount(faces.part, minlength=len(faces.parts))
-    names = [part.name.removeprefix(args.split).removesuffix(args.subset).strip() for part in faces.parts]
+    names = [part.source.removeprefix(args.split).strip() for part in faces.parts]
     told = [f"{name} {count:,} images".strip() for name, count in zip(names, counts)]
     print(f"{args.split} {args.subset}: {', '.join(told)}")
 
@@ -852,9 +851,10 @@ def predicted(network: models.FaceNet, opened: Opened,
 
 def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
     """What the pictures showed, in order, as many at a time as are ready, up to BATCH, but TOGETHER
-    at least; of names from a pipe, one is enough. At most 2 x BATCH are held.
+    at least; of names from a pipe, one is enough. With --out, which holds whole pictures, TOGETHER at most.
     """
-    waiting, end = queue.Queue(BATCH), object()
+    most = TOGETHER if args.out else BATCH
+    waiting, end = queue.Queue(most), object()
     least = 1 if "-" in args.pictures else TOGETHER
 
     def feed(pool: ThreadPoolExecutor) -> None:
@@ -872,7 +872,7 @@ def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
                 if isinstance(following, BaseException):
                     raise following
                 batch, following = [following.result()], None
-                while following is None and len(batch) < BATCH:
+                while following is None and len(batch) < most:
                     if len(batch) >= least and waiting.empty():
                         break
                     following = waiting.get()
@@ -888,7 +888,8 @@ def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
 def look(file: Path, size: int, detect: bool, keep: bool) -> Looked:
     """Read a picture and cut its faces out. Raises DataError, where there is no detector."""
     try:
-        image = datasets.open_picture(file, datasets.LARGE_SIDE if detect else None if keep else size)
+        side = datasets.LARGE_SIDE if detect else size
+        image = datasets.open_picture(file, side if detect or not keep else None)   # kept whole for --out
         kept = image if keep else None
         if not detect:
             return Looked(file, [None], [datasets.face_crop(image, size)], kept)
@@ -1090,7 +1091,7 @@ def plot_split(file: Path, title: str, faces: Faces, predictions: Predictions, m
     if "age_mae" in metrics:
         rows = faces.known("age")
         plot_ages(next(axes), faces.age[rows], predictions.values["age"][rows], metrics["age_mae"])
-        plot_decades(next(axes), metrics["mae_by_decade"])
+        plot_decades(next(axes), metrics["errors_by_decade"])
     for task in CLASS_NAMES:
         if f"{task}_confusion" in metrics:
             plot_confusion(next(axes), task, metrics[f"{task}_confusion"], metrics[f"{task}_acc"])
@@ -1106,11 +1107,11 @@ def plot_ages(ax, truth: np.ndarray, guess: np.ndarray, mae: float) -> None:
     ax.legend(loc="upper left")
 
 
-def plot_decades(ax, decades: dict[int, tuple[int, float]]) -> None:
-    """A panel of the MAE by decade."""
-    ax.bar([str(decade) for decade in decades], [years for _, years in decades.values()])
-    for i, (count, years) in enumerate(decades.values()):
-        ax.annotate(f"{count:,}", (i, years), ha="center", va="bottom", fontsize=8)
+def plot_decades(ax, decades: dict[int, np.ndarray]) -> None:
+    """A panel of the MAE by decade, of each decade's errors (n,) in years."""
+    ax.bar([str(decade) for decade in decades], [errors.mean() for errors in decades.values()])
+    for i, errors in enumerate(decades.values()):
+        ax.annotate(f"{len(errors):,}", (i, errors.mean()), ha="center", va="bottom", fontsize=8)
     ax.set(xlabel="true age, decade from (years)", ylabel="MAE (years)",
            title="age: MAE by decade, number of faces above")
 
@@ -1226,7 +1227,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     or is one that is read; before any work.
     """
     inputs = [Path(name) for name in (args.checkpoint, *args.predictions, *args.pictures) if name]
-    data_root = datasets.SAMPLE_ROOT if args.data == "sample" else Path(args.data)
+    root = datasets.data_root(args)
     for file in args.predictions:
         if not file.is_file():
             raise DataError(f"no file {file}")
@@ -1237,7 +1238,7 @@ def check_outputs(args: argparse.Namespace) -> None:
             raise DataError(f"{file}: a folder; expected the name of a file to write")
         if not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             raise DataError(f"{file}: its folder is not there or can't be written")
-        if file.exists() and args.split and file.resolve().is_relative_to(data_root.resolve()):
+        if file.exists() and args.split and file.resolve().is_relative_to(root.resolve()):
             raise DataError(f"{file}: is there already, among the data; name another")
         if file.exists() and any(other.exists() and file.samefile(other) for other in inputs):
             raise DataError(f"{file}: is read by this command, and would be replaced; name another")

@@ -232,7 +232,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def compute_alike() -> None:
-    """Keep cuDNN from picking its algorithms by timing, so that judging repeats a log's figures."""
+    """Let cuDNN take deterministic algorithms alone, so that what is computed again comes out alike."""
     torch.backends.cudnn.deterministic = True
 
 

@@ -23,7 +23,7 @@ import re
 import reprlib
 import shlex
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ MOMENTUM = 0.9                          # Nesterov's
 DECAY_TIMES_RATE = 5e-5
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 
+LONGEST_DECODING = timedelta(hours=12)      # a host waits so long for one that still decodes
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
@@ -79,7 +80,7 @@ class Trainer:
 
     def start(self, faces: Faces) -> None:
         """Get ready to train on `faces`."""
-        self.faces, self.pixels = faces, datasets.to_device(faces, self.device)
+        self.faces = datasets.to_device(faces, self.device)
         self.steps = math.ceil(sum(datasets.pools(faces, self.args.samples).values()) / self.args.batch_size)
         self.network = self.model
         if self.args.compile:
@@ -87,12 +88,14 @@ class Trainer:
             self.network = torch.compile(self.network, dynamic=False, mode=mode)
         if self.share.world > 1:
             gpus = [self.device.index] if self.device.type == "cuda" else None
-            self.network = torch.nn.parallel.DistributedDataParallel(self.network, device_ids=gpus)
+            # BatchNorm's statistics are not read in training; `share_statistics` brings them together
+            self.network = torch.nn.parallel.DistributedDataParallel(self.network, device_ids=gpus,
+                                                                     broadcast_buffers=False)
         self.try_largest()
 
     def try_largest(self) -> None:
-        """Take a step in vain at the size of the last epochs, so that a GPU whose memory lacks for it
-        fails before the first one.
+        """Compute a step at the size of the last epochs and throw it away, so that a GPU with too little
+        memory for it fails before the first one.
         """
         if self.device.type != "cuda" or self.size == self.args.image_size:
             return
@@ -159,7 +162,7 @@ class Trainer:
 
     def forward(self, batch: datasets.Batch) -> dict[str, torch.Tensor]:
         """The network's outputs for a batch, augmented."""
-        images = datasets.gather(self.faces, self.pixels, batch.rows, self.device)
+        images = datasets.gather(self.faces, batch.rows, self.device)
         inputs = models.augment(images, self.size, batch.draws.to(self.device, non_blocking=True))
         with self.autocast(self.size):
             return self.network(inputs, tuple(self.weights))
@@ -212,6 +215,7 @@ def train(run: "Run", args: argparse.Namespace, trainer: Trainer, valid: Faces,
         predictions = evaluate.predict(trainer.model, valid, trainer.size, tasks, trainer.device,
                                        share=trainer.share)
         metrics = evaluate.score(valid, predictions)
+        check_losses(metrics, epoch)
         figures |= {name if name == "age_mae" else f"val_{name}": value for name, value in metrics.items()}
         for line in evaluate.epoch_lines({"epoch": epoch, **figures}):
             run.log(line)
@@ -220,6 +224,15 @@ def train(run: "Run", args: argparse.Namespace, trainer: Trainer, valid: Faces,
         temperatures = evaluate.calibrate(valid, predictions) if trainer.share.rank == 0 else {}
         content = content_of(args, trainer, epoch, metrics, temperatures)
         run.save(content, training_of(args, trainer, rows), better)
+
+
+def check_losses(metrics: dict, epoch: int) -> None:
+    """Raise DataError where a loss on the valid part is no number, since the epoch's last step broke the
+    weights.
+    """
+    if wrong := [task for task in TASKS if not math.isfinite(metrics.get(f"{task}_loss", 0))]:
+        raise DataError(f"after epoch {epoch} the {wrong[0]} loss on the valid part is no number; "
+                        f"last.pth is that of epoch {epoch - 1}, a lower --lr may help")
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
@@ -232,8 +245,8 @@ def rate_at(step: int, steps: int, highest: float) -> float:
 def size_at(epoch: int, args: argparse.Namespace) -> int:
     """The side in pixels of an epoch's images, epochs counted from 1 on: smaller at first, which costs less.
 
-    A network is well only at the size that it was trained at last: one of 64 pixels fell from 56 to 41 % of
-    emotions at 96. So each epoch is judged at its own size.
+    A network works well only at the size that it was trained at last: one of 64 pixels fell from 56 to 41 %
+    of emotions at 96. So each epoch is judged at its own size.
     """
     if args.constant or epoch > int(SMALLER_EPOCHS * args.epochs):
         return args.image_size
@@ -267,7 +280,7 @@ class Run:
     """A run on disk: its folder with last.pth and best.pth, its log,
     and a lock that keeps other processes out.
 
-    Of several processes the first alone has one; the others' has no folder and writes nothing.
+    Each process has a Run, but only the first one's has a folder and writes.
     """
 
     def __init__(self, folder: Path | None = None, log: Path | None = None):
@@ -451,12 +464,13 @@ def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer
     first = trainer.share.rank == 0
     if resumed:
         run = Run.resume(args.resume, args.logs) if first else Run()
-        if models.read_checkpoint(args.resume)["epoch"] != resumed["epoch"]:
+        again = models.read_checkpoint(args.resume)
+        if again["epoch"] != resumed["epoch"]:
             raise DataError(f"{args.resume}: another process was still training this run; start again")
         trainer.load_state(resumed, args.resume)
         run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
         notes = [f"resumed after epoch {run.epoch}"]
-        if resumed["older"]:
+        if not NEWER_SETTINGS.keys() <= again["settings"].keys():
             notes.append("begun by an earlier version; from here on, the age loss widens with the label's "
                          "spread, images are smaller at first, and the decay depends on the rate")
         return run, notes
@@ -623,7 +637,6 @@ def read_resumed(file: Path) -> dict:
                  {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int}))
     lacking = [name for part, kinds in expected for name, kind in kinds.items()
                if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)]
-    content["older"] = not lacking and not NEWER_SETTINGS.keys() <= content["settings"].keys()
     content["settings"] = {**NEWER_SETTINGS, **content.get("settings", {})} if not lacking else {}
     lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
     if lacking:
@@ -705,6 +718,24 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
     return device
 
 
+def join_processes(args: argparse.Namespace, device: torch.device, rows: dict[str, int]) -> None:
+    """Wait for the other processes, and raise DataError where one has other faces: steps would not match."""
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_DECODING)
+    told = [None] * dist.get_world_size()
+    dist.all_gather_object(told, rows)
+    if other := [each for each in told if each != told[0]]:
+        raise DataError(f"{args.data}: the data of the hosts differ, {told[0]} and {other[0]} faces")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise DataError where torch.compile does not work, which it tells only as it is used."""
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(8, device=device))
+    except Exception as error:                              # each of its parts has its own
+        raise DataError("--compile: does not work here, it needs a C compiler and Python's headers "
+                        f"({datasets.one_line(error)[:100]})") from None
+
+
 def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
     """What is trained on and what is judged by; what is rehearsed is for training alone. Raises DataError.
     """
@@ -713,7 +744,7 @@ def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
                                   args.detect)
                     for splits, subset in ((args.split + args.rehearse, "train"), (args.split, "valid")))
     if args.without_copies:
-        faces = datasets.without_copies(faces, [valid, *load_test(args, tasks)])
+        faces = datasets.without_copies(faces, [valid, *load_held_out(args, tasks)])
     for part, subset in ((faces, "train"), (valid, "valid")):
         for task in tasks:
             if not part.known(task).any():
@@ -726,14 +757,15 @@ def load_faces(args: argparse.Namespace, share: Share) -> tuple[Faces, Faces]:
     return faces, valid
 
 
-def load_test(args: argparse.Namespace, tasks: list[str]) -> list[Faces]:
-    """The test parts of the splits, as far as they are on disk."""
+def load_held_out(args: argparse.Namespace, tasks: list[str]) -> list[Faces]:
+    """The test parts of all splits and the valid parts of the rehearsed ones, as far as they are on disk."""
     tables = []
-    for split in args.split + args.rehearse:
+    parts = [(split, "test") for split in args.split + args.rehearse]
+    for split, subset in parts + [(split, "valid") for split in args.rehearse]:
         if not set(tasks) & set(datasets.SPLITS[split]):
             continue
         with contextlib.suppress(datasets.Missing):
-            table, _ = datasets.read(args.root, [split], "test", tasks, args.cache_folder)
+            table, _ = datasets.read(args.root, [split], subset, tasks, args.cache_folder)
             tables.append(datasets.decode(table, args.image_size, args.cache_folder, args.detect))
     return tables
 
@@ -742,6 +774,8 @@ def main() -> int | None:
     share = processes()
     args, resumed = parse_arguments()
     device = choose_device(args, share)
+    if args.compile:
+        check_compiler(device)
     trainer = Trainer(args, device, share)
     run, notes = prepare_run(args, resumed, trainer)
     tables = faces, valid = load_faces(args, share)
@@ -750,8 +784,9 @@ def main() -> int | None:
         raise DataError(f"{args.data}: its data changed since the run began, "
                         f"from {reprlib.repr(resumed['training']['rows'])} to {rows} faces")
     if share.world > 1:    # only now: while one process decodes, the others wait for the cache
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        join_processes(args, device, rows)
     trainer.start(faces)
+    valid = datasets.to_device(valid, device)
     start_run(run, args, resumed, trainer, tables, notes)
     try:
         train(run, args, trainer, valid, rows)

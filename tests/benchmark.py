@@ -157,7 +157,7 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
     bare, theirs = network(), network()
     batch = next(datasets.batches(faces, args.batch_size, args.batch_size, models.DRAWS, 0, 1))
     labels = datasets.labels_of(faces, batch.rows, device)
-    images = datasets.gather(faces, trainer.pixels, batch.rows, device)
+    images = datasets.gather(trainer.faces, batch.rows, device)
     images = models.augment(images, args.image_size, batch.draws.to(device))
 
     def limit() -> None:
@@ -215,7 +215,7 @@ def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> li
     total = len(faces)
     model = models.FaceNet().to(device).eval()
     network, plain = (of.to(memory_format=torch.channels_last) for of in (models.fuse(model), model))
-    images = datasets.gather(faces, datasets.to_device(faces, device), np.arange(evaluate.BATCH), device)
+    images = datasets.gather(faces, np.arange(evaluate.BATCH), device)
     images = models.prepare(images, args.image_size)
 
     @torch.inference_mode()
@@ -395,10 +395,10 @@ with open(file, 'wb') as output:
     output.truncate(count * side * side * 3)
 files = np.arange(count).astype(np.dtypes.StringDType())
 faces = datasets.new_faces(file.parent, files, age=np.arange(count) % 100)
-pixels = [datasets.Images(file, (side, side, 3), count)]
+faces.parts[0].pixels = datasets.Images(file, (side, side, 3), count)
 begin, held = time.perf_counter(), []
 for i, batch in enumerate(datasets.batches(faces, steps * batch_size, batch_size, 0, 0, 1), 1):
-    datasets.gather(faces, pixels, batch.rows, torch.device('cpu'))
+    datasets.gather(faces, batch.rows, torch.device('cpu'))
     if i in (steps // 10, steps):
         held.append(memory('RssAnon'))
 tell(held[1] - held[0])

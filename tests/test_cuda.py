@@ -55,7 +55,7 @@ def trainer_on(gpu, faces, monkeypatch, precision):
 def test_a_training_step_up_to_its_loss(gpu, faces, monkeypatch, precision, free):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 ** 9))
     trainer = trainer_on(gpu, faces, monkeypatch, precision)
-    assert all(isinstance(pixels, torch.Tensor) == bool(free) for pixels in trainer.pixels)
+    assert all(isinstance(part.pixels, torch.Tensor) == bool(free) for part in trainer.faces.parts)
     (batch,) = datasets.batches(faces, None, 16, models.DRAWS, 0, 1)
     outputs = trainer.forward(batch)
     assert {task: (logits.shape, logits.dtype, logits.device) for task, logits in outputs.items()} == {
@@ -77,7 +77,7 @@ def test_evaluation(network, gpu, faces, tta):
             if parameter is not None:
                 module._parameters[name] = torch.empty(parameter.shape, device=gpu)
     rows = np.arange(16)
-    images = datasets.gather(faces, [part.pixels for part in faces.parts], rows, gpu)
+    images = datasets.gather(faces, rows, gpu)
     outputs = evaluate.logits_of(network, images, 64, datasets.TASKS, tta)
     losses = models.losses(outputs, datasets.labels_of(faces, rows, gpu))
     for task, logits in outputs.items():

@@ -135,7 +135,7 @@ def test_what_is_no_picture_in_a_class_folder_is_counted(tmp_path):
     faces = load(tmp_path, "cvpr2016", tasks=["age"])
     assert len(faces) == 1 and dropped(faces) == {"of a kind that is not read": 1}
     assert datasets.left_out(faces) == [
-        "cvpr2016 age train: left out as of a kind that is not read (1): age/train/31/notes.txt"]
+        "cvpr2016 age train: left out, of a kind that is not read (1): age/train/31/notes.txt"]
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -200,7 +200,9 @@ def test_imdb_wiki_cleaning_counts_each_reason(tmp_path):
     assert faces.age.tolist() == [30, 30] and faces.gender.tolist() == [1, -1]
     assert dropped(faces) == dict.fromkeys(
         ("no face", "second face", "age below 0", "age above 100", "missing file", "undecodable file"), 1)
-    assert datasets.left_out(faces)[1].endswith("cut.jpg")
+    told = datasets.left_out(faces)
+    assert len(told) == 6 and told[0].endswith("left out, no face (1): imdb_crop/02.jpg")
+    assert told[-1].endswith("left out, undecodable file (1): imdb_crop/cut.jpg")
 
 
 @pytest.mark.parametrize("born, taken, age", [
@@ -315,8 +317,18 @@ def test_a_set_that_lost_all_its_images_is_told_and_trained_without(tmp_path):
     imdb, wiki = faces.only(0), faces.only(1)
     assert datasets.describe(imdb, "imdb")[0].endswith("3 rows found, 0 used, 3 dropped") and len(wiki) == 3
     (batch,) = datasets.batches(faces, None, 8, models.DRAWS, 0, 1)
-    images = datasets.gather(faces, datasets.to_device(faces, CPU), batch.rows, CPU)
+    images = datasets.gather(datasets.to_device(faces, CPU), batch.rows, CPU)
     assert models.augment(images, 16, batch.draws).shape == (3, 3, 16, 16)
+
+
+def test_decoding_leaves_its_table_as_it_was(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", i)
+    table = datasets.new_faces(tmp_path, ["0.png", "1.png", "2.png"], age=[1, 2, 3]).keep(np.array([1, 2]))
+    first, second = (datasets.decode(table, 16, tmp_path / ".cache") for _ in range(2))
+    assert table.parts[0].pixels is None
+    assert first.image.tolist() == second.image.tolist() == [0, 1]
+    assert (pixels(first) == pixels(second)).all()
 
 
 # ---- the cache

@@ -71,7 +71,8 @@ def test_metrics_by_hand():
         "age": np.array([12.0, 20, 99, 30, 0, 0, 0]), "gender": np.array([0, 0, 1, 1, 0, 0, 0]),
         "emotion": np.array([0, 0, 0, 0, 0, 3, 6])}))
     assert metrics["age_mae"] == pytest.approx((2 + 5 + 1) / 3)
-    assert metrics["mae_by_decade"] == {10: (1, 2.0), 20: (2, 3.0)}
+    assert {decade: errors.tolist() for decade, errors in metrics["errors_by_decade"].items()} == {
+        10: [2.0], 20: [5.0, 1.0]}
     assert metrics["chalearn_error"] == pytest.approx(((1 - np.exp(-0.5)) + (1 - np.exp(-1 / 32))) / 2)
     assert metrics["gender_acc"] == metrics["emotion_acc"] == pytest.approx(200 / 3)
     assert metrics["gender_confusion"].tolist() == [[1, 0], [1, 1]]
@@ -87,10 +88,15 @@ def test_chalearn_error_where_all_guessed_the_same_age():
     assert metrics["chalearn_error"] == 0.5
 
 
+def test_a_prediction_that_is_no_number_counts_as_infinitely_wrong():
+    predictions = Predictions({"age": np.array([np.nan, 21, np.nan])})
+    metrics = evaluate.score(faces(age=[20, 20, np.nan]), predictions)
+    assert metrics["age_mae"] == evaluate.mean_error(metrics) == np.inf
+
+
 def test_what_was_not_predicted_or_has_no_label_is_not_measured():
     predictions = Predictions({"age": np.array([20.0]), "gender": np.array([1])})
-    assert set(evaluate.score(faces(age=[20], emotion=[3]), predictions)) == {"age_mae", "mae_by_decade",
-                                                                              "errors_by_decade"}
+    assert set(evaluate.score(faces(age=[20], emotion=[3]), predictions)) == {"age_mae", "errors_by_decade"}
 
 
 def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypatch):

@@ -1,6 +1,7 @@
 """Training for real on the drawn sample: learning, logs, resuming, several processes, mistakes."""
 import argparse
 import math
+import os
 import re
 import shutil
 import signal
@@ -178,7 +179,7 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, monkeypatch):
     monkeypatch.setattr(train.dist, "all_reduce", lambda sums: None)
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network, device_ids: network)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network, **_: network)
     monkeypatch.setattr(models, "FaceNet", Constant)
     tables = []
     for count, labels in ((6, {"gender": [1] * 6}), (24, {"emotion": [3] * 24})):
@@ -318,6 +319,33 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_last(place):
     assert re.search(told, done.stderr)
     _, content = the_last(place)
     assert all(torch.isfinite(value.float()).all() for value in content["model"].values())
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(place, monkeypatch):
+    monkeypatch.setattr(evaluate, "score", lambda *_: {"age_mae": 1.0, "age_loss": float("nan")})
+    done = run("train.py", *SMALL, "--weights", 1, 0, 0, "--epochs", 1, cwd=place, status=2)
+    told = "after epoch 1 the age loss on the valid part is no number; last.pth is that of epoch 0"
+    assert told in done.stderr
+    assert the_last(place)[1]["epoch"] == 0
+
+
+def test_compile_without_a_compiler_is_told_before_anything_is_written(place):
+    environment = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(place / "kernels")}
+    done = run("train.py", *SMALL, "--compile", "--device", "cpu", cwd=place, status=2, env=environment)
+    assert "--compile: does not work here" in done.stderr and not (place / "checkpoints").exists()
+
+
+def test_hosts_whose_data_differ_are_refused(monkeypatch):
+    monkeypatch.setattr(train.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(train.dist, "get_world_size", lambda: 2)
+
+    def gather(told, own):
+        told[:] = [{"set train": 10}, own]
+    monkeypatch.setattr(train.dist, "all_gather_object", gather)
+    args = argparse.Namespace(data="data")
+    train.join_processes(args, torch.device("cpu"), {"set train": 10})
+    with pytest.raises(datasets.DataError, match="data: the data of the hosts differ, .*10} and .*9} faces"):
+        train.join_processes(args, torch.device("cpu"), {"set train": 9})
 
 
 def test_ctrl_c_tells_how_to_resume(place):

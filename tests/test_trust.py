@@ -110,7 +110,7 @@ def test_an_age_within_its_range_is_right():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Small UTKFace and FairFace sets; of UTKFace's valid part one picture is also in train."""
+    """Small UTKFace and FairFace sets; of each one's valid part one picture is also in train."""
     root = tmp_path_factory.mktemp("trust")
     for subset, count in (("train", 24), ("valid", 8)):
         for i in range(count):
@@ -124,6 +124,8 @@ def place(tmp_path_factory):
             for subset, count in (("train", 16), ("valid", 6))
             for i, name in enumerate(fair_names(subset, count))]
     fairface(root / "data", rows)
+    train, valid = (root / "data/fairface" / fair_names(subset, 1)[0] for subset in ("train", "valid"))
+    shutil.copy(valid, train)
     return root
 
 
@@ -171,11 +173,14 @@ def test_unseen_figures_leave_out_what_is_in_train_too(place, tmp_path):
 
 
 def test_training_without_copies(place):
-    run("train.py", "--split", "utkface", "--without-copies", *SMALL, "--logs", "apart", cwd=place)
+    run("train.py", "--split", "utkface", "--rehearse", "fairface", "--without-copies", *SMALL,
+        "--logs", "apart", cwd=place)
     (log,) = (place / "apart").glob("*.txt")
     text = log.read_text()
     assert "utkface train: 24 rows found, 23 used, 1 dropped" in text and " --without-copies" in text
-    assert "(from scratch, without copies)" in run("evaluate.py", "--logs", "apart", cwd=place).stdout
+    assert "fairface train: 16 rows found, 15 used, 1 dropped" in text
+    table = run("evaluate.py", "--logs", "apart", cwd=place).stdout
+    assert "(rehearsing fairface, from scratch, without copies)" in table
 
 
 def test_copies_are_looked_for_where_the_trained_tasks_have_labels(work, tmp_path):
