@@ -204,11 +204,10 @@ class Trainer:
         load_scale(self.scaler, content["training"].get("scaler"))
 
 
-def train(run: "Run", args: argparse.Namespace, trainer: Trainer, valid: Faces,
-          rows: dict[str, int]) -> None:
+def train(run: "Run", trainer: Trainer, valid: Faces, rows: dict[str, int]) -> None:
     """The epochs that the run still lacks, each judged, logged and saved."""
-    tasks = trained_tasks(args)
-    for epoch in range(run.epoch + 1, args.epochs + 1):
+    tasks = list(trainer.weights)
+    for epoch in range(run.epoch + 1, trainer.args.epochs + 1):
         run.epoch = epoch
         figures = trainer.train_epoch(epoch)
         trainer.share_statistics()
@@ -222,8 +221,8 @@ def train(run: "Run", args: argparse.Namespace, trainer: Trainer, valid: Faces,
         error = evaluate.mean_error(metrics)
         better, run.best = error < run.best, min(error, run.best)
         temperatures = evaluate.calibrate(valid, predictions) if trainer.share.rank == 0 else {}
-        content = content_of(args, trainer, epoch, metrics, temperatures)
-        run.save(content, training_of(args, trainer, rows), better)
+        content = content_of(trainer, epoch, metrics, temperatures)
+        run.save(content, training_of(trainer, rows), better)
 
 
 def check_losses(metrics: dict, epoch: int) -> None:
@@ -410,30 +409,31 @@ def count_rows(tables: tuple[Faces, Faces]) -> dict[str, int]:
             for table in tables for number, part in enumerate(table.parts)}
 
 
-def content_of(args: argparse.Namespace, trainer: Trainer, epoch: int, metrics: dict,
-               temperatures: dict[str, float]) -> dict:
+def content_of(trainer: Trainer, epoch: int, metrics: dict, temperatures: dict[str, float]) -> dict:
     """What a checkpoint tells: the model, and all that using it needs."""
+    args = trainer.args
     figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
     return {
-        "model": trainer.model.state_dict(), "tasks": trained_tasks(args), "image_size": trainer.size,
+        "model": trainer.model.state_dict(), "tasks": list(trainer.weights), "image_size": trainer.size,
         "decoded_size": args.image_size, **models.description(), "temperatures": temperatures,
         "drawn": args.drawn, "detected": args.detect, "epoch": epoch, "metrics": figures,
         "settings": settings_of(args)
     }
 
 
-def training_of(args: argparse.Namespace, trainer: Trainer, rows: dict[str, int]) -> dict:
+def training_of(trainer: Trainer, rows: dict[str, int]) -> dict:
     """What last.pth holds beyond best.pth, for --resume."""
+    args = trainer.args
     folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
                "device": args.device}
     return {**trainer.state(), "rows": rows, "folders": folders}
 
 
-def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: tuple[Faces, Faces],
-                 notes: list[str]) -> None:
+def log_settings(run: Run, trainer: Trainer, tables: tuple[Faces, Faces], notes: list[str]) -> None:
     """Write what the run is: its command line, machine, sets, what is left out,
     and `notes` on how it begins.
     """
+    args = trainer.args
     command = as_arguments({"data": args.data, **settings_of(args)})
     run.log(datasets.one_line(shlex.join(["train.py", *command])))
     device, world = trainer.device, trainer.share.world
@@ -455,13 +455,13 @@ def log_settings(run: Run, args: argparse.Namespace, trainer: Trainer, tables: t
         run.log(datasets.one_line(note))
 
 
-def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]:
-    """A run, resumed or yet to begin, its model with what the command line names,
-    and a line for the log on that.
+def prepare_run(resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]:
+    """A run, resumed or yet to begin, its model with what the command line names, and lines for the log on
+    that.
 
     All that can be wrong with it is told here, before anything is decoded. Raises DataError.
     """
-    first = trainer.share.rank == 0
+    args, first = trainer.args, trainer.share.rank == 0
     if resumed:
         run = Run.resume(args.resume, args.logs) if first else Run()
         again = models.read_checkpoint(args.resume)
@@ -474,12 +474,13 @@ def prepare_run(args: argparse.Namespace, resumed: dict | None, trainer: Trainer
             notes.append("begun by an earlier version; from here on, the age loss widens with the label's "
                          "spread, images are smaller at first, and the decay depends on the rate")
         return run, notes
-    return Run(), [models.load_weights(trainer.model, args.pretrained)
-                   ] if args.pretrained is not None else []
+    if args.pretrained is None:
+        return Run(), []
+    return Run(), [models.load_weights(trainer.model, args.pretrained)]
 
 
-def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer: Trainer,
-              tables: tuple[Faces, Faces], notes: list[str]) -> None:
+def start_run(run: Run, resumed: dict | None, trainer: Trainer, tables: tuple[Faces, Faces],
+              rows: dict[str, int], notes: list[str]) -> None:
     """Begin the run on disk, or go on with it, and log what it is.
 
     A new run is saved at once, so that a folder that can't be written is found out now.
@@ -489,10 +490,10 @@ def start_run(run: Run, args: argparse.Namespace, resumed: dict | None, trainer:
     if resumed:
         run.open_log(resumed)
     else:
-        run.begin(args)
-    log_settings(run, args, trainer, tables, notes)
+        run.begin(trainer.args)
+    log_settings(run, trainer, tables, notes)
     if not resumed:
-        run.save(content_of(args, trainer, 0, {}, {}), training_of(args, trainer, count_rows(tables)), False)
+        run.save(content_of(trainer, 0, {}, {}), training_of(trainer, rows), False)
 
 
 def load_momentum(optimizer: torch.optim.SGD, state: object, file: Path) -> None:
@@ -702,7 +703,8 @@ def processes() -> Share:
 
 
 def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
-    """The process's device; under torchrun, each has a GPU of its own where there are any. Raises DataError.
+    """The process's device; under torchrun, each has a GPU of its own where there are any. Raises DataError,
+    also where --compile would fail on it.
     """
     local, device = os.environ.get("LOCAL_RANK"), args.device
     if share.world > 1 and local and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
@@ -715,6 +717,8 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
     models.compute_alike()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if args.compile:
+        check_compiler(device)
     return device
 
 
@@ -774,10 +778,8 @@ def main() -> int | None:
     share = processes()
     args, resumed = parse_arguments()
     device = choose_device(args, share)
-    if args.compile:
-        check_compiler(device)
     trainer = Trainer(args, device, share)
-    run, notes = prepare_run(args, resumed, trainer)
+    run, notes = prepare_run(resumed, trainer)
     tables = faces, valid = load_faces(args, share)
     rows = count_rows(tables)
     if resumed and rows != resumed["training"]["rows"]:
@@ -787,9 +789,9 @@ def main() -> int | None:
         join_processes(args, device, rows)
     trainer.start(faces)
     valid = datasets.to_device(valid, device)
-    start_run(run, args, resumed, trainer, tables, notes)
+    start_run(run, resumed, trainer, tables, rows, notes)
     try:
-        train(run, args, trainer, valid, rows)
+        train(run, trainer, valid, rows)
     except KeyboardInterrupt:
         if share.rank > 0:
             return 130
