@@ -98,7 +98,7 @@ def test_whole_photos_give_their_main_faces_and_those_without_are_counted(tmp_pa
     photo(folder / "a.png", (80, 40, 64, 0), (2, 2, 32, 1))
     photo(folder / "b.png", mark=False)
     faces = datasets.load(tmp_path, ["cvpr2016"], "train", ["gender"], 32, tmp_path / ".cache", detect=True)
-    assert faces.parts[0].odd["no face found, the whole picture taken"].tolist() == [
+    assert faces.parts[0].odd["no face found, the middle square taken"].tolist() == [
         "gender/train/male/b.png"
     ]
     face = datasets.draw_face(np.random.default_rng(0), 30, 1, 3).resize((32, 32), Image.Resampling.BILINEAR)
@@ -118,7 +118,7 @@ def test_a_checkpoint_knows_its_framing_and_judging_follows_it(work, tmp_path, m
     run("train.py", "--data", "sample", *small, "--detect", cwd=tmp_path)
     (log,) = (tmp_path / "logs").glob("*.txt")
     assert " --detect" in log.read_text(
-    ) and "no face found, the whole picture taken: 400" not in log.read_text()
+    ) and "no face found, the middle square taken: 400" not in log.read_text()
     (best,) = tmp_path.glob("checkpoints/*/best.pth")
     assert torch.load(best, weights_only=True)["detected"] is True
     text = run("evaluate.py", "--data", "sample", "--split", "fer2013", cwd=tmp_path).stdout
