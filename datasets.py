@@ -1313,7 +1313,7 @@ def folders(args: argparse.Namespace) -> tuple[Path, Path]:
     Raises DataError.
     """
     root = data_root(args)
-    if root == SAMPLE_ROOT:
+    if args.data == "sample":
         try:
             build_once(root, draw_sample)
             if not is_drawn(root):                          # of an earlier version

@@ -1,4 +1,5 @@
 """Readers, decoding and its cache, batches."""
+import argparse
 import multiprocessing
 import os
 import signal
@@ -319,6 +320,16 @@ def test_a_set_that_lost_all_its_images_is_told_and_trained_without(tmp_path):
     (batch,) = datasets.batches(faces, None, 8, models.DRAWS, 0, 1)
     images = datasets.gather(datasets.to_device(faces, CPU), batch.rows, CPU)
     assert models.augment(images, 16, batch.draws).shape == (3, 3, 16, 16)
+
+
+def test_the_sample_is_drawn_where_it_is_asked_for_by_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = argparse.Namespace(data="data/sample", cache=None)
+    with pytest.raises(DataError, match="no data root data/sample/"):
+        datasets.folders(named)
+    (tmp_path / "data/sample").mkdir(parents=True)          # somebody's own faces are not taken for drawn ones
+    datasets.folders(named)
+    assert not datasets.is_drawn(tmp_path / "data/sample")
 
 
 def test_decoding_leaves_its_table_as_it_was(tmp_path):
