@@ -311,7 +311,7 @@ def read(root: Path, splits: Collection[str], subset: str, tasks: Collection[str
                                             for task in TASKS if task not in wanted}))
         gaps += dict.fromkeys(gap for task, gap in absent.items() if task not in served)
     if not tables:
-        raise gaps[0] if gaps else Missing(f"{' '.join(splits)} tells no {' or '.join(tasks)}")
+        raise gaps[0] if gaps else Missing(f"{' '.join(splits)} has no {' or '.join(tasks)}")
     return join(tables), gaps
 
 
@@ -892,8 +892,8 @@ def detector() -> Callable[[np.ndarray], list[Found]]:
 def find_faces(picture: Image.Image) -> list[Found]:
     """The faces in an RGB picture, from left to right. Raises DataError, where there is no detector.
 
-    A small picture, which may be a face from edge to edge, is searched with a border;
-    a large one that seems to have no face too.
+    A small picture, which may be a face from edge to edge, is searched with a border around it. So is a
+    large one in which no face was found without it.
     """
     scale = min(1, math.sqrt(SEARCHED_PIXELS / (picture.width * picture.height)))
     search = detector()
@@ -1128,7 +1128,7 @@ def announce(name: str, files: list[str], read: Callable, size: int, cache: Path
     for file in some:
         read(file)
     seconds = (time.perf_counter() - begin) / len(some) * len(files) / (os.cpu_count() or 1)
-    if seconds > 60 and is_first_process():
+    if seconds > 60:
         print(
             f"{name}: {len(files):,} images are decoded once, in some {seconds / 60:.0f} minutes; they take "
             f"{size * len(files) / 1e9:.1f} GB in {cache}", file=sys.stderr)
@@ -1279,8 +1279,8 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(file))
     partial = target.with_name(f".{target.name[:60]}.partial")
     try:
-        if target.exists() and not target.is_file():
-            with open(target, "wb") as output:
+        if is_stream(file):
+            with open(file, "wb") as output:
                 yield output
             return
         try:
@@ -1295,6 +1295,11 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise DataError(f"{file}: can't be written ({error.strerror or error}); "
                         "what was there is left as it was") from None
+
+
+def is_stream(file: Path) -> bool:
+    """Whether `file` is a device or a pipe, such as /dev/stdout, which can only be written into."""
+    return file.exists() and not file.is_file() and not file.is_dir()
 
 
 # ---- the drawn sample -------------------------------------------------------------------------------------
@@ -1316,10 +1321,11 @@ def folders(args: argparse.Namespace) -> tuple[Path, Path]:
     if args.data == "sample":
         try:
             build_once(root, draw_sample)
-            if not is_drawn(root):                          # of an earlier version
-                (root / DRAWN).touch()
         except OSError as error:
             raise DataError(f"{error.filename or root}: can't draw the sample ({error.strerror})") from None
+        if not is_drawn(root):
+            raise DataError(f"{root}: is there, but has no file {DRAWN!r}: its faces are not the sample's; "
+                            f"name them by --data {root}, or move them away")
     if not args.data or not root.is_dir():
         raise DataError(f"no data root {args.data}/; the README says what lies in it, "
                         "and --data sample needs no download")
@@ -1502,9 +1508,12 @@ def describe_copies(part: Part, own: np.ndarray, hashed: list[tuple[Part, np.nda
 
 
 def left_out(faces: Faces) -> list[str]:
-    """A line for each part and reason why faces are not used, with a few of their names."""
-    return [f"{part.name}: left out, {reason} ({len(names):,}): {few(names)}" for part in faces.parts
-            for reason, names in part.dropped.items()]
+    """A line for each part and reason why faces are not used, or used with a remark, with a few of their
+    names.
+    """
+    return [f"{part.name}: {what}, {reason} ({len(names):,}): {few(names)}" for part in faces.parts
+            for what, reasons in (("left out", part.dropped), ("used", part.odd))
+            for reason, names in reasons.items()]
 
 
 def few(names: Sequence[str]) -> str:
@@ -1612,9 +1621,12 @@ def is_first_process() -> bool:
     return not told or not 0 < int(rank) < int(count)
 
 
-def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Iterable:
-    """`items` with a bar of images per second on stderr, if that is a terminal and tqdm is installed."""
-    if not sys.stderr.isatty() or not is_first_process():
+def progress(items: Iterable, total: int, what: str, unit_scale: int = 1,
+             share: Share = Share()) -> Iterable:
+    """`items` with a bar of images per second on stderr, if that is a terminal and tqdm is installed. Of
+    several processes that share a work, the first one shows it.
+    """
+    if share.rank > 0 or not sys.stderr.isatty():
         return items
     try:
         from tqdm import tqdm

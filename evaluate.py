@@ -88,7 +88,7 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
     spans = [rows[start:start + BATCH] for number in range(len(faces.parts))
              for rows in [np.flatnonzero(faces.part == number)] for start in range(0, len(rows), BATCH)]
     own = spans[share.rank::share.world]
-    for rows in datasets.progress(own, len(own), "evaluating", BATCH):
+    for rows in datasets.progress(own, len(own), "evaluating", BATCH, share):
         images = datasets.gather(faces, rows, device)
         labels = datasets.labels_of(faces, rows, device)
         outputs = logits_of(network, images, size, tasks, tta)
@@ -283,7 +283,7 @@ def calibration_table(faces: Faces, predictions: Predictions, temperatures: dict
     for task, logits, truth in with_labels(faces, predictions):
         name, own = f"{task} calibration error (%)", temperatures.get(task)
         if task == "age":
-            name = f"true ages in the told {100 * models.AGE_SHARE:.0f} % (%)"
+            name = f"true ages in the predicted {100 * models.AGE_SHARE:.0f} % (%)"
         calibrated = (*measured(task, logits / own, truth), f"{own:.3f}") if own else ("-", "", "-")
         rows.append([name, *measured(task, logits, truth), *calibrated])
     return table(["", "before", "95 %", "calibrated", "95 %", "temperature"], rows) if rows else ""
@@ -511,7 +511,7 @@ def results_row(command: str, epochs: list[dict]) -> list[str]:
         remarks.append("constant rate and size")
     if "without-copies" in options:
         remarks.append("without copies")
-    if Path(*options.get("data", [])).name == "sample":
+    if options.get("data") in (["sample"], [str(datasets.SAMPLE_ROOT)]):
         remarks.append("drawn sample")
     name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
     if judged:
@@ -558,6 +558,8 @@ def judge(args: argparse.Namespace) -> None:
         decoded = datasets.decode(faces, size, cache)
         # without the images, their labels are scored all the same
         faces = decoded if len(decoded) else faces
+        for line in datasets.left_out(faces):
+            print(line)
         rivals = {str(file): read_predictions(file, faces) for file in args.predictions}
         predictions = next(iter(rivals.values()))
     else:
@@ -573,12 +575,12 @@ def judge(args: argparse.Namespace) -> None:
         save_predictions(args.save_predictions, faces, predictions)
     decode = functools.partial(datasets.decode, size=size, cache=cache, detect=detect)
     if len(rivals) > 1:
-        return compare(args, faces, rivals, tasks, root, decode)
+        return compare(args, faces, rivals, tasks, decode)
     metrics = score(faces, predictions)
     print(report(metrics), flush=True)
     if args.plot:
         plot_split(args.plot, f"{args.split} {args.subset}, {title}", faces, predictions, metrics)
-    print("", interval_table(faces, predictions, seen_in_training(args, faces, tasks, root, decode)),
+    print("", interval_table(faces, predictions, seen_in_training(args, faces, tasks, decode)),
           sep="\n")
     if not rivals and (calibrated := calibration_table(faces, predictions, opened.temperatures)):
         print("", calibrated, sep="\n")
@@ -595,17 +597,17 @@ def print_counts(args: argparse.Namespace, faces: Faces) -> None:
 
 
 def compare(args: argparse.Namespace, faces: Faces, rivals: dict[str, Predictions], tasks: Collection[str],
-            root: Path, decode: Callable[[Faces], Faces]) -> None:
+            decode: Callable[[Faces], Faces]) -> None:
     """Print the predictions in several files side by side, over all faces and over the unseen ones."""
     print("over all images; differences are to the first row, image by image")
     print(comparison_table(faces, rivals, np.ones(len(faces), dtype=bool)), flush=True)
-    seen = seen_in_training(args, faces, tasks, root, decode)
+    seen = seen_in_training(args, faces, tasks, decode)
     if seen is not None and seen.any():
         print(f"\nover the {(~seen).sum():,} images that are not in the train part")
         print(comparison_table(faces, rivals, ~seen))
 
 
-def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[str], root: Path,
+def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[str],
                      decode: Callable[[Faces], Faces]) -> np.ndarray | None:
     """Which faces are, pixel by pixel, also in the split's train part, (n,) bool;
     None where that can't be told.
@@ -615,7 +617,8 @@ def seen_in_training(args: argparse.Namespace, faces: Faces, tasks: Collection[s
     try:
         if any(part.pixels is None for part in faces.parts):
             raise datasets.Missing("its images are not on disk")
-        train, gaps = datasets.read(root, [args.split], "train", tasks, args.cache or root / ".cache")
+        root, cache = datasets.folders(args)
+        train, gaps = datasets.read(root, [args.split], "train", tasks, cache)
         if gaps:
             raise gaps[0]
         train = decode(train)
@@ -658,19 +661,21 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
     """Anybody's predictions for `faces`: a CSV with `image` and any of age (years),
     gender and emotion (names or numbers).
 
-    An image needs a prediction where its label is known; other columns are passed over. Raises DataError
-    that names rows missing, doubled, unknown or unusable.
+    An image needs a prediction where its label is known. Other columns are passed over, and so are images
+    that were dropped. Raises DataError that names rows missing, doubled, unknown or unusable.
     """
     place = {name: row for row, name in enumerate(faces.file.tolist())}
+    dropped = {name for part in faces.parts for names in part.dropped.values() for name in names.tolist()}
+    images = place.keys() | dropped
     values, seen, unknown, doubled = {}, set(), [], []
     for line, row in datasets.read_csv(file, ["image"], None):
         if not values:
             values = {task: np.full(len(faces), np.nan) for task in TASKS if task in row}
             if not values:
                 raise DataError(f"{file}: no column age, gender or emotion; expected image and any of these")
-        name = known_name(row["image"].strip(), place)
+        name = known_name(row["image"].strip(), images)
         doubled += [name] * (name in seen)
-        unknown += [name] * (name not in place)
+        unknown += [name] * (name not in images)
         seen.add(name)
         for task in values:
             if name in place and row[task].strip():
@@ -826,7 +831,7 @@ def framing_note(detect: bool, trained_so: bool) -> str:
     """A line where the pictures are framed otherwise than the faces that the network was trained on."""
     if detect:
         return "" if trained_so else "trained on the sets' own crops; --detect frames faces nearly so\n"
-    return "the whole picture is taken as the face's crop; --detect finds the faces in a photo\n"
+    return "the middle square of each picture is taken as the face; --detect finds the faces in a photo\n"
 
 
 def predicted(network: models.FaceNet, opened: Opened,
@@ -888,11 +893,11 @@ def looked_at(args: argparse.Namespace, size: int) -> Iterator[list[Looked]]:
 def look(file: Path, size: int, detect: bool, keep: bool) -> Looked:
     """Read a picture and cut its faces out. Raises DataError, where there is no detector."""
     try:
-        side = datasets.LARGE_SIDE if detect else size
-        image = datasets.open_picture(file, side if detect or not keep else None)   # kept whole for --out
-        kept = image if keep else None
         if not detect:
-            return Looked(file, [None], [datasets.face_crop(image, size)], kept)
+            kept = datasets.open_picture(file, datasets.LARGE_SIDE) if keep else None
+            return Looked(file, [None], [datasets.face_crop(datasets.open_picture(file, size), size)], kept)
+        image = datasets.open_picture(file, datasets.LARGE_SIDE)
+        kept = image if keep else None
         found = datasets.find_faces(image)
         crops = [datasets.align(image, face.points, size) for face in found]
         return Looked(file, found, crops, kept, datasets.longest_side(file) / max(image.size))
@@ -1168,7 +1173,7 @@ def plot_logs(file: Path, logs: dict[Path, tuple[str, list[dict]]]) -> None:
 def make_parser() -> datasets.Parser:
     """The options of this script."""
     parser = datasets.Parser(__doc__)
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE",
+    parser.add_argument("pictures", nargs="*", default=[], metavar="PICTURE",
                         help="image files and folders of them, each a face crop; - reads names from stdin")
     parser.add_argument("--split", choices=datasets.SPLITS, help="the split to judge on")
     parser.add_argument("--subset", choices=datasets.SUBSETS, default="valid",
@@ -1190,7 +1195,7 @@ def make_parser() -> datasets.Parser:
                         help="write what is predicted for the pictures")
     parser.add_detect("find the faces in the pictures first, and frame them as in training")
     parser.add_argument("--export", type=Path, metavar="FILE.pth",
-                        help="write the checkpoint's weights in half precision, for giving on")
+                        help="write the checkpoint's weights in half precision, to share them")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="write each picture there with what was predicted drawn on it")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
@@ -1202,24 +1207,30 @@ def make_parser() -> datasets.Parser:
     return parser
 
 
+# what each kind of work takes, beside --data and --cache
+OPTIONS = {
+    "split": {"subset", "checkpoint", "checkpoints", "tta", "predictions", "save_predictions", "plot",
+              "device"},
+    "logs": {"plot"},
+    "export": {"checkpoint", "checkpoints", "device"},
+    "pictures": {"checkpoint", "checkpoints", "tta", "csv", "detect", "out", "device"},
+}
+
+
 def check_options(parser: datasets.Parser, args: argparse.Namespace) -> None:
     """End with a line where options don't go together."""
-    given = {name for name, value in vars(args).items() if value not in (None, False, [])}
-    if len(given & {"split", "logs", "export", "pictures"}) != 1:
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    works = given & OPTIONS.keys()
+    if len(works) != 1:
         parser.error("expected one of --split, --logs, --export, or pictures; see --help")
-    of_a_model = given & {"tta", "save_predictions", "checkpoint"}
-    if "predictions" in given and ("split" not in given or of_a_model):
-        parser.error("--predictions goes with --split, and with no model: "
-                     "no --checkpoint, --tta, --save-predictions")
-    if len(args.predictions) > 1 and "plot" in given:
+    for name in sorted(given - works - OPTIONS[min(works)] - {"data", "cache"}):
+        fitting = (work if work == "pictures" else f"--{work}" for work in OPTIONS if name in OPTIONS[work])
+        parser.error(f"--{name.replace('_', '-')} goes with {' or '.join(fitting)}")
+    if args.predictions and given & {"tta", "save_predictions", "checkpoint", "checkpoints", "device"}:
+        parser.error("--predictions goes with no model: "
+                     "no --checkpoint, --checkpoints, --tta, --save-predictions, --device")
+    if len(args.predictions) > 1 and args.plot:
         parser.error("--plot goes with one file of --predictions")
-    if "pictures" not in given and given & {"csv", "out", "detect"}:
-        parser.error("--csv, --out and --detect go with pictures")
-    saved_without_split = "save_predictions" in given and "split" not in given
-    if saved_without_split or "plot" in given and not given & {"split", "logs"}:
-        parser.error("--save-predictions goes with --split, --plot with --split or --logs")
-    if "tta" in given and not given & {"split", "pictures"}:
-        parser.error("--tta goes with --split or pictures")
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -1236,7 +1247,7 @@ def check_outputs(args: argparse.Namespace) -> None:
             continue
         if not file.name or file.is_dir():
             raise DataError(f"{file}: a folder; expected the name of a file to write")
-        if not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        if not (datasets.is_stream(file) or file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             raise DataError(f"{file}: its folder is not there or can't be written")
         if file.exists() and args.split and file.resolve().is_relative_to(root.resolve()):
             raise DataError(f"{file}: is there already, among the data; name another")

@@ -232,7 +232,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def compute_alike() -> None:
-    """Let cuDNN take deterministic algorithms alone, so that what is computed again comes out alike."""
+    """Let cuDNN use deterministic algorithms only, so that what is computed again comes out alike."""
     torch.backends.cudnn.deterministic = True
 
 
@@ -362,7 +362,7 @@ def open_checkpoint(file: Path) -> tuple[FaceNet, dict]:
     """
     content = read_checkpoint(file)
     if lacking := [key for key in ("model", "image_size", "tasks", *description()) if key not in content]:
-        raise CheckpointError(f"{file}: not a checkpoint of this project, it tells no {', '.join(lacking)}; "
+        raise CheckpointError(f"{file}: not a checkpoint of this project, it has no {', '.join(lacking)}; "
                               "train.py --pretrained takes others' weights")
     for key, value in description().items():
         if not same_plain(content[key], value):

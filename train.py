@@ -4,7 +4,7 @@
     python train.py --split imdb-wiki --weights 1 1 0                         step 1: pretrain
     python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all three
     python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: one task alone
-    python train.py ... --rehearse imdb-wiki                                  go on showing this
+    python train.py ... --rehearse imdb-wiki                                  go on training on this set
     python train.py --resume checkpoints/RUN/last.pth                         go on with a stopped run
     torchrun --nproc-per-node=4 -- train.py ...                               the same on several GPUs
 """
@@ -43,16 +43,16 @@ EPOCHS = 24
 SMALLER_EPOCHS = 0.6                    # of the epochs, the first ones, see smaller images
 SMALLER_SIDE = 2 / 3                    # of the image size; from 96 to 64 pixels halves what a step costs
 MOMENTUM = 0.9                          # Nesterov's
-# the decay of weights is this divided by the highest rate; biases and BatchNorm's parameters have none
-DECAY_TIMES_RATE = 5e-5
+# weight decay, from scratch, and of pretrained weights; biases and BatchNorm's parameters have none
+DECAY, FINE_TUNING_DECAY = 1e-3, 5e-4
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 
 LONGEST_DECODING = timedelta(hours=12)      # a host waits so long for one that still decodes
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
-            "lr", "seed", "constant", "without_copies", "detect")
-FOLDERS = ("data", "cache", "logs", "device")       # what it may have anew
+            "lr", "decay", "seed", "constant", "without_copies", "detect")
+FOLDERS = ("data", "cache", "logs", "device")       # what may be named anew
 # which checkpoints of earlier versions don't tell
 NEWER_SETTINGS = {"constant": False, "without_copies": False, "detect": False}
 
@@ -63,7 +63,7 @@ class Trainer:
     """The network as it is trained, on the faces that it is trained on."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device, share: Share = Share()):
-        """`args`: this script's, of which weights, samples, batch_size, image_size, epochs, lr,
+        """`args`: this script's, of which weights, samples, batch_size, image_size, epochs, lr, decay,
         constant, seed, compile are used.
         """
         self.args, self.device, self.share = args, device, share
@@ -74,7 +74,7 @@ class Trainer:
         for task in set(TASKS) - set(self.weights):
             getattr(self.model, task).requires_grad_(False)
         self.model.to(device, memory_format=torch.channels_last)
-        self.optimizer = make_optimizer(self.model, args.lr)
+        self.optimizer = make_optimizer(self.model, args.lr, args.decay)
         self.precision = models.fast_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
 
@@ -120,7 +120,7 @@ class Trainer:
         self.network.train()
         batches = datasets.batches(self.faces, args.samples, args.batch_size, models.DRAWS, args.seed, epoch,
                                    self.share)
-        shown = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
+        shown = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size, self.share)
         for step, batch in enumerate(shown):
             rates.append(args.lr if args.constant else
                          rate_at((epoch - 1) * self.steps + step, args.epochs * self.steps, args.lr))
@@ -252,19 +252,10 @@ def size_at(epoch: int, args: argparse.Namespace) -> int:
     return max(16, round(SMALLER_SIDE * args.image_size / 16) * 16)
 
 
-def decay_at(rate: float) -> float:
-    """The decay of weights for a highest learning rate. Below FINE_TUNING_RATE it rises no further: what
-    the gradients teach would not keep up with it.
-    """
-    return DECAY_TIMES_RATE / max(rate, FINE_TUNING_RATE)
-
-
-def make_optimizer(model: models.FaceNet, rate: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, for the highest `rate`; weights decay, biases and BatchNorm's parameters
-    don't.
-    """
+def make_optimizer(model: models.FaceNet, rate: float, decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weights decay, biases and BatchNorm's parameters don't."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": decay_at(rate)},
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": decay},
               {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, rate, momentum=MOMENTUM, nesterov=True, fused=True)
     # of a first step that GradScaler skips, fused SGD keeps uninitialised momentum
@@ -284,7 +275,7 @@ class Run:
 
     def __init__(self, folder: Path | None = None, log: Path | None = None):
         self.folder, self.log_file, self.lines, self.lock = folder, log, None, None
-        self.best, self.epoch = math.inf, 0     # the least mean error so far; the epoch that goes on
+        self.best, self.epoch = math.inf, 0     # the least mean error so far; the epoch in progress
 
     def begin(self, args: argparse.Namespace) -> None:
         """Make the run's folder and log, named for now;
@@ -443,7 +434,7 @@ def log_settings(run: Run, trainer: Trainer, tables: tuple[Faces, Faces], notes:
     run.log(f"torch {torch.__version__}, {kind}, {precision}, {world} process{'es' * (world > 1)}")
     sizes = [size_at(epoch, args) for epoch in range(1, args.epochs + 1)]
     smaller = f"{sizes[0]} pixels up to epoch {sizes.count(sizes[0])}, then " * (sizes[0] != sizes[-1])
-    run.log(f"images of {smaller}{sizes[-1]} pixels; weights decay by {decay_at(args.lr):g}")
+    run.log(f"images of {smaller}{sizes[-1]} pixels; weight decay {args.decay:g}")
     if args.drawn:
         run.log("the sample's faces are drawn: its figures mean nothing")
     for table in tables:
@@ -472,7 +463,7 @@ def prepare_run(resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]
         notes = [f"resumed after epoch {run.epoch}"]
         if not NEWER_SETTINGS.keys() <= again["settings"].keys():
             notes.append("begun by an earlier version; from here on, the age loss widens with the label's "
-                         "spread, images are smaller at first, and the decay depends on the rate")
+                         "spread, and images are smaller at first")
         return run, notes
     if args.pretrained is None:
         return Run(), []
@@ -539,7 +530,7 @@ def make_parser() -> datasets.Parser:
     parser.add_detect("find the faces in the sets' pictures first, and frame all alike")
     parser.add_argument(
         "--samples", type=datasets.in_range(int, 1, 10_000_000), metavar="N",
-        help="images an epoch draws of sets that share a task, of few repeatedly (default: as many as there "
+        help="images an epoch draws of sets that share a task; few are repeated (default: as many as there "
         f"are, {datasets.EPOCH_IMAGES} at most; {SAMPLE_IMAGES} for the sample)")
     parser.add_argument("--epochs", type=datasets.in_range(int, 1, 100_000), metavar="N",
                         default=EPOCHS, help=f"default: {EPOCHS}")
@@ -550,6 +541,10 @@ def make_parser() -> datasets.Parser:
         "--lr", type=datasets.in_range(float, 1e-12), metavar="RATE",
         help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine, or --constant "
         f"(default: {LEARNING_RATE}; {FINE_TUNING_RATE} with --pretrained)")
+    parser.add_argument(
+        "--decay", type=datasets.in_range(float, 0), metavar="DECAY",
+        help="weight decay (L2), which biases and BatchNorm's parameters don't have "
+        f"(default: {DECAY}; {FINE_TUNING_DECAY} with --pretrained)")
     parser.add_argument("--constant", action="store_true",
                         help="keep the learning rate and the images' size, as the original recipe does "
                         "(default: the rate falls, and images are smaller in the first "
@@ -602,7 +597,10 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     args.root, args.cache_folder = datasets.folders(args)
     args.drawn = datasets.is_drawn(args.root)
     args.image_size = datasets.image_size(args.image_size, args.root)
-    args.lr = args.lr or (LEARNING_RATE if args.pretrained is None else FINE_TUNING_RATE)
+    tuned = args.pretrained is not None
+    args.lr = args.lr or (FINE_TUNING_RATE if tuned else LEARNING_RATE)
+    if args.decay is None:
+        args.decay = FINE_TUNING_DECAY if tuned else DECAY
     args.samples = args.samples or (SAMPLE_IMAGES if args.drawn and not resumed else None)
     return args, resumed
 
@@ -638,16 +636,18 @@ def read_resumed(file: Path) -> dict:
                  {"optimizer": dict, "best": float, "rows": dict, "folders": dict, "log_size": int}))
     lacking = [name for part, kinds in expected for name, kind in kinds.items()
                if not isinstance(part.get(name), kind) or isinstance(part.get(name), bool)]
-    content["settings"] = {**NEWER_SETTINGS, **content.get("settings", {})} if not lacking else {}
-    lacking = lacking or [name for name in SETTINGS if name not in content["settings"]]
+    if not lacking:
+        newer = {**NEWER_SETTINGS, "decay": saved_decay(training["optimizer"])}
+        content["settings"] = {**newer, **content["settings"]}
+        lacking = [name for name in SETTINGS if name not in content["settings"]]
     if lacking:
-        raise models.CheckpointError(f"{file}: tells no {', '.join(lacking)}; expected a run's last.pth")
+        raise models.CheckpointError(f"{file}: has no {', '.join(lacking)}; expected a run's last.pth")
     if math.isnan(training["best"]):        # an earlier version took an epoch without figures for the best
         training["best"] = math.inf
     if type(content["settings"]["epochs"]) is not int:
-        raise models.CheckpointError(f"{file}: tells no epochs; expected a run's last.pth")
+        raise models.CheckpointError(f"{file}: has no epochs; expected a run's last.pth")
     if not all(type(name) is str and type(count) is int for name, count in training["rows"].items()):
-        raise models.CheckpointError(f"{file}: tells no rows; expected a run's last.pth")
+        raise models.CheckpointError(f"{file}: has no rows; expected a run's last.pth")
     for name, value in {**training["folders"], **content["settings"]}.items():
         if name not in (*FOLDERS, *SETTINGS):
             raise models.CheckpointError(f"{file}: tells --{name}, which a run does not have")
@@ -661,6 +661,14 @@ def read_resumed(file: Path) -> dict:
             f"{file}: an epoch of {content['epoch']}, a best error of {training['best']}, a log of "
             f"{training['log_size']} bytes; expected a run's last.pth")
     return content
+
+
+def saved_decay(optimizer: dict) -> float | None:
+    """The weight decay in an optimizer's state; runs that began before --decay have it there alone."""
+    groups = optimizer.get("param_groups")
+    group = groups[0] if isinstance(groups, list) and groups else None
+    decay = group.get("weight_decay") if isinstance(group, dict) else None
+    return decay if type(decay) is float and 0 <= decay < math.inf else None
 
 
 def as_text(value: object) -> list[str]:
@@ -692,8 +700,10 @@ def processes() -> Share:
     told = {name: os.environ[name] for name in names if name in os.environ}
     if not told:
         return Share()
-    sound = all(re.fullmatch("[0-9]{1,6}", value)
-                for value in told.values()) and {"RANK", "WORLD_SIZE"} <= told.keys()
+    needed = {"RANK", "WORLD_SIZE"}
+    if told.get("WORLD_SIZE") != "1":
+        needed |= {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    sound = all(re.fullmatch("[0-9]{1,6}", value) for value in told.values()) and needed <= os.environ.keys()
     if not sound or not int(told["RANK"]) < int(told["WORLD_SIZE"]) \
             or not int(told.get("LOCAL_RANK", 0)) < int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"])):
         raise DataError(
@@ -706,13 +716,13 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
     """The process's device; under torchrun, each has a GPU of its own where there are any. Raises DataError,
     also where --compile would fail on it.
     """
-    local, device = os.environ.get("LOCAL_RANK"), args.device
-    if share.world > 1 and local and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
+    device = args.device
+    if share.world > 1 and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
         count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if count > torch.cuda.device_count():
             raise DataError(f"--nproc-per-node={count}: this host has {torch.cuda.device_count()} GPU(s); "
                             "expected a process each, or --device cpu")
-        device = f"cuda:{local}"
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     device = models.pick_device(device)
     models.compute_alike()
     if device.type == "cuda":
@@ -722,13 +732,23 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
     return device
 
 
-def join_processes(args: argparse.Namespace, device: torch.device, rows: dict[str, int]) -> None:
-    """Wait for the other processes, and raise DataError where one has other faces: steps would not match."""
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_DECODING)
-    told = [None] * dist.get_world_size()
-    dist.all_gather_object(told, rows)
-    if other := [each for each in told if each != told[0]]:
-        raise DataError(f"{args.data}: the data of the hosts differ, {told[0]} and {other[0]} faces")
+def join_processes(trainer: Trainer, rows: dict[str, int], epoch: int) -> None:
+    """Wait for the other processes. Raises DataError where they can't be reached, or where one has other
+    faces, settings, epochs behind it or another precision: their steps would not match.
+    """
+    own = {"faces": rows, "epoch": epoch, "precision": str(trainer.precision),
+           **settings_of(trainer.args), "pretrained": None}     # which may lie elsewhere on each host
+    try:
+        backend = "nccl" if trainer.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=LONGEST_DECODING)
+        told = [None] * trainer.share.world
+        dist.all_gather_object(told, own)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"the other processes can't be reached ({datasets.one_line(error)[:200]})") from None
+    for other in told:
+        for name, value in own.items():
+            if other[name] != value:
+                raise DataError(f"the processes differ in their {name}: {value} and {other[name]}")
 
 
 def check_compiler(device: torch.device) -> None:
@@ -786,7 +806,7 @@ def main() -> int | None:
         raise DataError(f"{args.data}: its data changed since the run began, "
                         f"from {reprlib.repr(resumed['training']['rows'])} to {rows} faces")
     if share.world > 1:    # only now: while one process decodes, the others wait for the cache
-        join_processes(args, device, rows)
+        join_processes(trainer, rows, run.epoch)
     trainer.start(faces)
     valid = datasets.to_device(valid, device)
     start_run(run, resumed, trainer, tables, rows, notes)

@@ -133,8 +133,8 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
     count = args.batch_size * args.steps
     # three pools have `samples` images each
     settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size,
-                                  image_size=args.image_size, epochs=1, lr=0.001, constant=True,
-                                  seed=0, compile=False)
+                                  image_size=args.image_size, epochs=1, lr=0.001, decay=0.0,
+                                  constant=True, seed=0, compile=False)
     trainer = train.Trainer(settings, device)
     faces = load(args, root, root / ".cache")
     trainer.start(faces)
@@ -144,7 +144,7 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
 
     def network() -> tuple:
         model = models.FaceNet().to(device, memory_format=torch.channels_last).train()
-        return model, train.make_optimizer(model, 0.001)
+        return model, train.make_optimizer(model, 0.001, 0.0)
 
     def step(model: models.FaceNet, optimizer: torch.optim.Optimizer, images: torch.Tensor,
              labels: datasets.Labels) -> None:

@@ -327,8 +327,10 @@ def test_the_sample_is_drawn_where_it_is_asked_for_by_name_alone(tmp_path, monke
     named = argparse.Namespace(data="data/sample", cache=None)
     with pytest.raises(DataError, match="no data root data/sample/"):
         datasets.folders(named)
-    (tmp_path / "data/sample").mkdir(parents=True)          # somebody's own faces are not taken for drawn ones
+    (tmp_path / "data/sample").mkdir(parents=True)      # somebody's own faces are not taken for drawn ones
     datasets.folders(named)
+    with pytest.raises(DataError, match="has no file 'drawn'.*--data data/sample"):
+        datasets.folders(argparse.Namespace(data="sample", cache=None))
     assert not datasets.is_drawn(tmp_path / "data/sample")
 
 

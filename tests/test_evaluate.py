@@ -202,8 +202,8 @@ def test_a_checkpoints_temperatures_are_told_exported_and_used(trained, work, tm
     told = run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--split", "cvpr2016", "--data", "sample",
                cwd=work).stdout
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-             for line in told.splitlines() if "told 80 %" in line or "calibration error" in line}
-    before, _, after, within, temperature = cells["true ages in the told 80 % (%)"]
+             for line in told.splitlines() if "predicted 80 %" in line or "calibration error" in line}
+    before, _, after, within, temperature = cells["true ages in the predicted 80 % (%)"]
     low, high = map(float, within.split(" to "))
     assert before != after and low <= float(after) <= high and temperature == "50.000"
     assert cells["gender calibration error (%)"][2:] == ["-", "", "-"]
@@ -336,7 +336,7 @@ def test_pictures(trained, work, tmp_path):
     done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", cwd=work)
     told = r"[ab]\.(jpg|png): age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %"
     assert len(re.findall(told, done.stdout)) == 2
-    assert "the whole picture is taken as the face's crop" in done.stdout
+    assert "the middle square of each picture is taken as the face" in done.stdout
     assert "trained on drawn faces" in done.stdout
     rows = read_table(tmp_path / "p.csv")
     assert [row["image"] for row in rows] == [f"{tmp_path}/faces/a.jpg", f"{tmp_path}/faces/deeper/b.png"]
@@ -373,6 +373,14 @@ def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
     row = read_table(work / "q.csv")[0]
     done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], cwd=work)
     assert re.search(rf"age {float(row['age']):.1f} years \(\d+-\d+\), {row['gender']}", done.stdout)
+
+
+def test_out_and_its_absence_predict_alike(trained, work, tmp_path):
+    picture(tmp_path / "large.jpg", 0, (1500, 1500))        # of which a JPEG decoder gives fractions
+    (tmp_path / "large.jpg").rename(tmp_path / "a.jpg")
+    plain, annotated = (run("evaluate.py", tmp_path / "a.jpg", "--csv", tmp_path / "p.csv", *more, cwd=work)
+                        and (tmp_path / "p.csv").read_text() for more in ((), ("--out", tmp_path / "out")))
+    assert plain == annotated
 
 
 def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
@@ -463,8 +471,11 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "no file p.csv"),
     (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"),
-    (["--data", "x"], "expected one of"), (["--split", "fer2013", "--detect"], "go with pictures"),
-    (["x.jpg", "--plot", "p.png"], "--plot with"),
+    (["--data", "x"], "expected one of"),
+    (["--split", "fer2013", "--detect"], "--detect goes with pictures"),
+    (["x.jpg", "--plot", "p.png"], "--plot goes with --split or --logs"),
+    (["x.jpg", "--subset", "test"], "--subset goes with --split"),
+    (["--logs", "x", "--checkpoint", "x.pth"], "--checkpoint goes with"),
     (["--export", "gone/p.pth"], "its folder is not there"),
     (["--export", "p.pth", "--tta"], "--tta goes with"),
 ])

@@ -196,7 +196,8 @@ def make_sets(root: Path) -> None:
         age, gender = ("3-9", "20-29", "more than 70")[i % 3], ("Male", "Female")[i % 2]
         rows.append(f"{FAIRFACE[i]},{age},{gender},Black,True")
     (root / "fairface/fairface_label_train.csv").write_text("\n".join([*rows, ""]))
-    (root / "sample").symlink_to(root)                      # --data sample, which need not be drawn
+    (root / "sample").symlink_to(root)                      # --data sample, which need not be drawn then
+    (root / "drawn").touch()
 
 
 # ---- damage to anything -----------------------------------------------------------------------------------

@@ -59,15 +59,15 @@ def change(place: Path, *keys_and_value) -> None:
 def settings(**others) -> argparse.Namespace:
     """The arguments of a Trainer."""
     return argparse.Namespace(**{
-        "weights": [1, 1, 1], "samples": None, "batch_size": 4, "epochs": 1, "lr": 0.1, "constant": False,
-        "seed": 0, "image_size": 32, "compile": False} | others)
+        "weights": [1, 1, 1], "samples": None, "batch_size": 4, "epochs": 1, "lr": 0.1, "decay": 1e-3,
+        "constant": False, "seed": 0, "image_size": 32, "compile": False} | others)
 
 
 # ---- the recipe
 
 def test_steps_are_nesterovs_and_only_weights_of_layers_decay():
     network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    optimizer = train.make_optimizer(network, 0.1)
+    optimizer = train.make_optimizer(network, 0.1, 0.01)
     values = {name: [1.0, 0.0] for name, _ in network.named_parameters()}     # and its velocity
     for parameter in network.parameters():
         parameter.data.fill_(1)
@@ -75,7 +75,7 @@ def test_steps_are_nesterovs_and_only_weights_of_layers_decay():
         for name, parameter in network.named_parameters():
             parameter.grad = torch.ones_like(parameter)
             value, velocity = values[name]
-            gradient = 1 + 5e-5 / 0.1 * value * (name == "0.weight")
+            gradient = 1 + 0.01 * value * (name == "0.weight")
             velocity = 0.9 * velocity + gradient
             values[name] = [value - 0.1 * (gradient + 0.9 * velocity), velocity]
         optimizer.step()
@@ -114,19 +114,15 @@ def test_the_heads_of_tasks_of_weight_0_are_frozen(monkeypatch):
     assert len(trained) == sum(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
-def test_weights_hardly_decay_at_a_low_rate():
-    assert train.decay_at(0.05) == pytest.approx(1e-3) and train.decay_at(0.02) == pytest.approx(2.5e-3)
-    assert train.decay_at(1e-6) == train.decay_at(0.02)     # so that what was learned before stays
-
-
 def test_a_run_of_an_earlier_version_goes_on_and_says_what_changes(place):
     content = torch.load(place / "checkpoints/run/last.pth", weights_only=True)
-    for name in train.NEWER_SETTINGS:
+    for name in (*train.NEWER_SETTINGS, "decay"):
         del content["settings"][name]
+    content["training"]["optimizer"]["param_groups"][0]["weight_decay"] = 0.0025
     torch.save(content, place / "checkpoints/run/last.pth")
     text = run(*RESUME, cwd=place).stdout
     assert "begun by an earlier version; from here on" in text and "Train epoch     2:" in text
-    assert "images of 16 pixels up to epoch 1, then 32 pixels; weights decay by 0.001\n" in text
+    assert "images of 16 pixels up to epoch 1, then 32 pixels; weight decay 0.0025\n" in text
 
 
 def test_images_are_smaller_at_first_and_the_rate_falls_unless_both_are_kept(place):
@@ -272,9 +268,10 @@ def test_without_locks_it_works_all_the_same(place, monkeypatch):
     {"RANK": "0", "WORLD_SIZE": "0"}, {"RANK": "-1", "WORLD_SIZE": "1"},
     {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": "1"},
     {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "x", "LOCAL_WORLD_SIZE": "y"},
+    {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
     {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "2"}])
 def test_what_torchrun_would_not_set_is_refused(told, place, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
@@ -374,6 +371,9 @@ def test_a_pipe_is_written_into_and_stays(place):
         assert os.read(reader, 10_000).startswith(b"image,age")
         os.close(reader)
     assert (place / "pipe").is_fifo() and (place / "link").is_symlink()
+    reading, writing = os.pipe()                        # which has no name, as of `--csv /dev/stdout | less`
+    run("evaluate.py", "a.png", "--csv", f"/dev/fd/{writing}", cwd=place)
+    assert os.read(reading, 10_000).startswith(b"image,age")
 
 
 @pytest.mark.parametrize("option", [*WRITING, "--out"])

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
+from contextlib import nullcontext
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -143,8 +144,8 @@ def test_resume_without_state(trained, work):
 
 
 @pytest.mark.parametrize("part, name, value, expected", [
-    (None, "settings", [1], "tells no settings"), ("settings", "lr", "fast", "--lr"),
-    ("settings", "image_size", [64, 64], "64"), ("training", "rows", None, "tells no rows"),
+    (None, "settings", [1], "has no settings"), ("settings", "lr", "fast", "--lr"),
+    ("settings", "image_size", [64, 64], "64"), ("training", "rows", None, "has no rows"),
     ("training", "folders", {"lags": "logs"}, "--lags"), ("settings", "seed", None, "--seed")])
 def test_resume_from_a_checkpoint_of_odd_content(trained, work, tmp_path, part, name, value, expected):
     _, content = the_last(work)
@@ -185,7 +186,7 @@ def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, m
     for count, labels in ((6, {"gender": [1] * 6}), (24, {"emotion": [3] * 24})):
         tables.append(datasets.new_faces(Path(), ["face"] * count, **labels))
         tables[-1].parts[0].pixels = np.zeros((count, 4, 4, 3), np.uint8)
-    args = argparse.Namespace(weights=[0, 1, 0.5], samples=None, batch_size=64, epochs=1, lr=3.0,
+    args = argparse.Namespace(weights=[0, 1, 0.5], samples=None, batch_size=64, epochs=1, lr=3.0, decay=0.0,
                               constant=False, seed=0, image_size=16, compile=False)
     networks = []
     for rank in range(world):
@@ -230,12 +231,15 @@ def test_runs_of_the_same_second_get_a_number(tmp_path, monkeypatch):
     assert [each.folder.name for each in runs] == [each.log_file.stem for each in runs] == names
 
 
-@pytest.mark.parametrize("arguments, rate", [
-    ([], 0.05), (["--pretrained", "best.pth"], 0.02), (["--pretrained", "best.pth", "--lr", "0.1"], 0.1)])
-def test_pretrained_weights_get_a_lower_rate_unless_one_is_named(arguments, rate, place, monkeypatch):
+@pytest.mark.parametrize("arguments, rate, decay", [
+    ([], 0.05, 1e-3), (["--pretrained", "best.pth"], 0.02, 5e-4), (["--lr", "0.1", "--decay", "0"], 0.1, 0),
+    (["--pretrained", "best.pth", "--lr", "0.1"], 0.1, 5e-4)])
+def test_pretrained_weights_get_a_lower_rate_and_decay_unless_one_is_named(arguments, rate, decay, place,
+                                                                           monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    assert train.parse_arguments()[0].lr == rate
+    args, _ = train.parse_arguments()
+    assert (args.lr, args.decay) == (rate, decay)
 
 
 def test_pretraining_and_fine_tuning(place):
@@ -335,17 +339,36 @@ def test_compile_without_a_compiler_is_told_before_anything_is_written(place):
     assert "--compile: does not work here" in done.stderr and not (place / "checkpoints").exists()
 
 
-def test_hosts_whose_data_differ_are_refused(monkeypatch):
+@pytest.mark.parametrize("name, rows, epoch, lr, precision", [
+    (None, 10, 3, 0.1, torch.float32), ("faces", 9, 3, 0.1, torch.float32),
+    ("epoch", 10, 4, 0.1, torch.float32), ("lr", 10, 3, 0.2, torch.float32),
+    ("precision", 10, 3, 0.1, torch.bfloat16)])
+def test_hosts_that_differ_are_refused(name, rows, epoch, lr, precision, monkeypatch):
     monkeypatch.setattr(train.dist, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(train.dist, "get_world_size", lambda: 2)
+    first = []
 
     def gather(told, own):
-        told[:] = [{"set train": 10}, own]
+        first.append(own)
+        told[:] = [first[0], own]
     monkeypatch.setattr(train.dist, "all_gather_object", gather)
-    args = argparse.Namespace(data="data")
-    train.join_processes(args, torch.device("cpu"), {"set train": 10})
-    with pytest.raises(datasets.DataError, match="data: the data of the hosts differ, .*10} and .*9} faces"):
-        train.join_processes(args, torch.device("cpu"), {"set train": 9})
+
+    def join(rows, epoch, lr, precision):
+        settings = {name: None for name in train.SETTINGS} | {"lr": lr, "pretrained": f"{lr}.pth"}
+        trainer = argparse.Namespace(args=argparse.Namespace(**settings), precision=precision,
+                                     device=torch.device("cpu"), share=datasets.Share(0, 2))
+        train.join_processes(trainer, {"set train": rows}, epoch)
+    join(10, 3, 0.1, torch.float32)
+    with pytest.raises(datasets.DataError, match=f"differ in their {name}: ") if name else nullcontext():
+        join(rows, epoch, lr, precision)
+
+
+def test_other_processes_that_are_not_there_are_told(place, monkeypatch):
+    monkeypatch.setattr(train, "LONGEST_DECODING", timedelta(seconds=1))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    done = run("train.py", *SMALL, cwd=place, status=2)
+    assert "the other processes can't be reached" in done.stderr and not (place / "logs").exists()
 
 
 def test_ctrl_c_tells_how_to_resume(place):
@@ -395,14 +418,13 @@ def test_later_epochs_open_no_picture(place, monkeypatch):
 
 def test_momentum_begins_at_0_also_after_a_first_step_that_was_skipped():
     model = models.FaceNet()
-    optimizer = train.make_optimizer(model, 0.1)
+    optimizer = train.make_optimizer(model, 0.1, 0)
     optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())      # as GradScaler says it
     before = model.conv1.weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.found_inf = torch.zeros(())
-    optimizer.param_groups[0]["weight_decay"] = 0
     optimizer.step()
     assert torch.equal(model.conv1.weight, before)
 
