@@ -43,8 +43,8 @@ EPOCHS = 24
 SMALLER_EPOCHS = 0.6                    # of the epochs, the first ones, see smaller images
 SMALLER_SIDE = 2 / 3                    # of the image size; from 96 to 64 pixels halves what a step costs
 MOMENTUM = 0.9                          # Nesterov's
-# weight decay, from scratch, and of pretrained weights (step 2 at 96 pixels: 4.61 years, 94.4 %, 66.8 %; with
-# 0.0025 4.69 years, 94.3 %, 65.6 %, one run each); biases and BatchNorm's parameters have none
+# weight decay, from scratch, and of pretrained weights (step 2 at 96 pixels: 4.61 years, 94.4 %, 66.8 %;
+# with 0.0025 4.69 years, 94.3 %, 65.6 %, one run each); biases and BatchNorm's parameters have none
 DECAY, FINE_TUNING_DECAY = 1e-3, 5e-4
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 
