@@ -1324,8 +1324,8 @@ def folders(args: argparse.Namespace) -> tuple[Path, Path]:
         except OSError as error:
             raise DataError(f"{error.filename or root}: can't draw the sample ({error.strerror})") from None
         if not is_drawn(root):
-            raise DataError(f"{root}: is there, but has no file {DRAWN!r}: its faces are not the sample's; "
-                            f"name them by --data {root}, or move them away")
+            raise DataError(f"{root}: has no file {DRAWN!r}, so its faces are not the sample's; name them "
+                            f"by --data {root}; or delete it, if an earlier version drew it")
     if not args.data or not root.is_dir():
         raise DataError(f"no data root {args.data}/; the README says what lies in it, "
                         "and --data sample needs no download")

@@ -415,9 +415,18 @@ FIGURE = re.compile(
     r"(lr|\[Valid\] age mae|(?:val_)?(?:gender|age|emotion)_(?:loss|acc)) ?: *([-+.\deinfa]{1,40})")
 
 
-def read_log(file: Path) -> tuple[str, list[dict]]:
-    """A run's command line ('' where there is none) and its epochs' figures,
-    under the names that `epoch_lines` takes.
+class Log(NamedTuple):
+    """What a run's log tells."""
+    command: str                        # train.py's command line, '' where there is none
+    epochs: list[dict]                  # their figures, under the names that `epoch_lines` takes
+    drawn: bool                         # its faces were drawn
+
+
+DRAWN_NOTE = "the sample's faces are drawn: its figures mean nothing"
+
+
+def read_log(file: Path) -> Log:
+    """A run's log.
 
     Reads any log in this format, the seed's own excerpt included. An epoch that is told twice, since the run
     was resumed, counts as told last; one without validation is left out. Raises DataError.
@@ -430,12 +439,13 @@ def read_log(file: Path) -> tuple[str, list[dict]]:
         raise DataError(f"{file}: can't be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not a text file in UTF-8 ({error})") from None
-    command, epochs, figures = "", {}, {}
+    command, epochs, figures, drawn = "", {}, {}, False
     for line in lines:
         stamped = STAMPED.fullmatch(line)
         text = stamped[1].strip() if stamped else ""
         if text.startswith("train.py "):
             command = text
+        drawn |= text == DRAWN_NOTE
         if text.startswith("lr :"):
             figures = {}
         if epoch := EPOCH.fullmatch(text):
@@ -449,10 +459,10 @@ def read_log(file: Path) -> tuple[str, list[dict]]:
             if {"age_mae", "val_gender_acc", "val_emotion_acc"} <= figures.keys():
                 epochs[figures.get("epoch")] = figures
             figures = {}
-    return command, list(epochs.values())
+    return Log(command, list(epochs.values()), drawn)
 
 
-def read_logs(folder: Path) -> dict[Path, tuple[str, list[dict]]]:
+def read_logs(folder: Path) -> dict[Path, Log]:
     """`read_log` of each log in a folder, oldest first, or of one file;
     what is no log or empty is told on stderr.
 
@@ -464,10 +474,10 @@ def read_logs(folder: Path) -> dict[Path, tuple[str, list[dict]]]:
     logs = {}
     for file in files:
         try:
-            command, epochs = read_log(file)
-            if not epochs:
+            log = read_log(file)
+            if not log.epochs:
                 raise DataError(f"{file}: no finished epoch")
-            logs[file] = command, epochs
+            logs[file] = log
         except DataError as error:
             print(f"{error}, left out", file=sys.stderr)
     return logs
@@ -483,18 +493,18 @@ SEED_ROWS = [       # the table of the document that this project implements
 METRICS = {"age": "age_mae", "gender": "val_gender_acc", "emotion": "val_emotion_acc"}    # names in a log
 
 
-def results_table(logs: dict[Path, tuple[str, list[dict]]]) -> str:
+def results_table(logs: dict[Path, Log]) -> str:
     """The seed's table and under it a row for each of `logs` (see `read_logs`):
     its best epoch, by `mean_error`.
     """
-    rows = [results_row(command, epochs) for command, epochs in logs.values()]
+    rows = [results_row(log) for log in logs.values()]
     return table(["model", "Age MAE", "Gender Acc (%)", "Emotion Acc (%)", "weight", "initial lr"],
                  SEED_ROWS + rows)
 
 
-def results_row(command: str, epochs: list[dict]) -> list[str]:
+def results_row(log: Log) -> list[str]:
     """A run's row in the results table: behind its name, on which sets it was judged."""
-    options = parse_command(command)
+    options, epochs = parse_command(log.command), log.epochs
     tasks = [task for task in TASKS if any(figures[METRICS[task]] for figures in epochs)]
 
     def error(figures: dict) -> float:
@@ -505,13 +515,13 @@ def results_row(command: str, epochs: list[dict]) -> list[str]:
     remarks = []
     if "rehearse" in options:
         remarks.append(f"rehearsing {' '.join(options['rehearse'])}")
-    if command and "pretrained" not in options:
+    if log.command and "pretrained" not in options:
         remarks.append("from scratch")
     if "constant" in options:
         remarks.append("constant rate and size")
     if "without-copies" in options:
         remarks.append("without copies")
-    if options.get("data") in (["sample"], [str(datasets.SAMPLE_ROOT)]):
+    if log.drawn or options.get("data") == ["sample"]:
         remarks.append("drawn sample")
     name = "-".join(["ResNet-18", *(task.capitalize() for task in tasks)])
     if judged:
@@ -784,7 +794,7 @@ def export(args: argparse.Namespace) -> None:
 class Looked(NamedTuple):
     """What a picture showed."""
     file: Path
-    found: list[datasets.Found | None] = []     # its faces; one None where the whole picture is taken
+    found: list[datasets.Found | None] = []     # its faces; one None where the middle square is taken
     crops: list[np.ndarray] = []        # each face's square, (size, size, 3) uint8
     image: Image.Image | None = None    # if it is to be annotated
     scale: float = 1    # the file's pixels in one of the image's, which may come at a fraction
@@ -894,8 +904,9 @@ def look(file: Path, size: int, detect: bool, keep: bool) -> Looked:
     """Read a picture and cut its faces out. Raises DataError, where there is no detector."""
     try:
         if not detect:
+            crop = datasets.face_crop(datasets.open_picture(file, size), size)
             kept = datasets.open_picture(file, datasets.LARGE_SIDE) if keep else None
-            return Looked(file, [None], [datasets.face_crop(datasets.open_picture(file, size), size)], kept)
+            return Looked(file, [None], [crop], kept)
         image = datasets.open_picture(file, datasets.LARGE_SIDE)
         kept = image if keep else None
         found = datasets.find_faces(image)
@@ -1138,11 +1149,11 @@ def plot_confusion(ax, task: str, matrix: np.ndarray, accuracy: float) -> None:
 LARGEST_FIGURE = 1e9                    # a log's larger ones are not drawn
 
 
-def plot_logs(file: Path, logs: dict[Path, tuple[str, list[dict]]]) -> None:
+def plot_logs(file: Path, logs: dict[Path, Log]) -> None:
     """Losses and metrics over the epochs of each of `logs` (see `read_logs`): a colour a run,
     training dashed, valid solid. Raises DataError.
     """
-    runs = {log.stem: epochs for log, (_, epochs) in logs.items()}
+    runs = {file.stem: log.epochs for file, log in logs.items()}
     titles = {f"{task}_loss": f"{task} loss" for task in TASKS}
     titles |= {"age_mae": "age MAE (years)", "gender_acc": "gender accuracy (%)",
                "emotion_acc": "emotion accuracy (%)"}
@@ -1212,7 +1223,7 @@ OPTIONS = {
     "split": {"subset", "checkpoint", "checkpoints", "tta", "predictions", "save_predictions", "plot",
               "device"},
     "logs": {"plot"},
-    "export": {"checkpoint", "checkpoints", "device"},
+    "export": {"checkpoint", "checkpoints"},
     "pictures": {"checkpoint", "checkpoints", "tta", "csv", "detect", "out", "device"},
 }
 
@@ -1220,10 +1231,10 @@ OPTIONS = {
 def check_options(parser: datasets.Parser, args: argparse.Namespace) -> None:
     """End with a line where options don't go together."""
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    works = given & OPTIONS.keys()
+    works = [work for work in OPTIONS if work in given]
     if len(works) != 1:
         parser.error("expected one of --split, --logs, --export, or pictures; see --help")
-    for name in sorted(given - works - OPTIONS[min(works)] - {"data", "cache"}):
+    for name in sorted(given - {*works, *OPTIONS[works[0]], "data", "cache"}):
         fitting = (work if work == "pictures" else f"--{work}" for work in OPTIONS if name in OPTIONS[work])
         parser.error(f"--{name.replace('_', '-')} goes with {' or '.join(fitting)}")
     if args.predictions and given & {"tta", "save_predictions", "checkpoint", "checkpoints", "device"}:
@@ -1247,7 +1258,10 @@ def check_outputs(args: argparse.Namespace) -> None:
             continue
         if not file.name or file.is_dir():
             raise DataError(f"{file}: a folder; expected the name of a file to write")
-        if not (datasets.is_stream(file) or file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        folder = Path(os.path.realpath(file)).parent
+        if Path("/dev") in file.absolute().parents and file.is_file():
+            raise DataError(f"{file}: goes into a file; name that file")
+        if not (datasets.is_stream(file) or folder.is_dir() and os.access(folder, os.W_OK)):
             raise DataError(f"{file}: its folder is not there or can't be written")
         if file.exists() and args.split and file.resolve().is_relative_to(root.resolve()):
             raise DataError(f"{file}: is there already, among the data; name another")

@@ -198,7 +198,7 @@ class Trainer:
     def load_state(self, content: dict, file: Path) -> None:
         """Take over the state of a checkpoint. Raises CheckpointError where it does not fit this network.
 
-        Only the tensors are the file's: the optimizer's settings are this code's.
+        Only the tensors are the file's: the optimizer's settings are this run's.
         """
         models.load_state(self.model, content["model"], file)
         load_momentum(self.optimizer, content["training"]["optimizer"].get("state"), file)
@@ -437,7 +437,7 @@ def log_settings(run: Run, trainer: Trainer, tables: tuple[Faces, Faces], notes:
     smaller = f"{sizes[0]} pixels up to epoch {sizes.count(sizes[0])}, then " * (sizes[0] != sizes[-1])
     run.log(f"images of {smaller}{sizes[-1]} pixels; weight decay {args.decay:g}")
     if args.drawn:
-        run.log("the sample's faces are drawn: its figures mean nothing")
+        run.log(evaluate.DRAWN_NOTE)
     for table in tables:
         for number, part in enumerate(table.parts):
             rows = table.only(number)
@@ -531,8 +531,8 @@ def make_parser() -> datasets.Parser:
     parser.add_detect("find the faces in the sets' pictures first, and frame all alike")
     parser.add_argument(
         "--samples", type=datasets.in_range(int, 1, 10_000_000), metavar="N",
-        help="images an epoch draws of sets that share a task; few are repeated (default: as many as there "
-        f"are, {datasets.EPOCH_IMAGES} at most; {SAMPLE_IMAGES} for the sample)")
+        help="images an epoch draws of sets that share a task; a smaller set is repeated (default: as many "
+        f"as there are, {datasets.EPOCH_IMAGES} at most; {SAMPLE_IMAGES} for the sample)")
     parser.add_argument("--epochs", type=datasets.in_range(int, 1, 100_000), metavar="N",
                         default=EPOCHS, help=f"default: {EPOCHS}")
     parser.add_argument("--batch-size", type=datasets.in_range(int, 2, 1_000_000), metavar="N",
@@ -701,11 +701,12 @@ def processes() -> Share:
     told = {name: os.environ[name] for name in names if name in os.environ}
     if not told:
         return Share()
-    needed = {"RANK", "WORLD_SIZE"}
-    if told.get("WORLD_SIZE") != "1":
-        needed |= {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    sound = all(re.fullmatch("[0-9]{1,6}", value) for value in told.values()) and needed <= os.environ.keys()
-    if not sound or not int(told["RANK"]) < int(told["WORLD_SIZE"]) \
+    needed = ("RANK", "WORLD_SIZE") + ("MASTER_ADDR", "MASTER_PORT") * (told.get("WORLD_SIZE") != "1")
+    if lacking := [name for name in needed if name not in os.environ]:
+        raise DataError(f"{', '.join(told)} without {', '.join(lacking)}: not what torchrun sets; "
+                        "start several processes with torchrun, or unset these")
+    if not all(re.fullmatch("[0-9]{1,6}", value) for value in told.values()) \
+            or not int(told["RANK"]) < int(told["WORLD_SIZE"]) \
             or not int(told.get("LOCAL_RANK", 0)) < int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"])):
         raise DataError(
             f"{' '.join(f'{name}={value}' for name, value in told.items())}: not what torchrun sets; "
@@ -723,7 +724,7 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
         if count > torch.cuda.device_count():
             raise DataError(f"--nproc-per-node={count}: this host has {torch.cuda.device_count()} GPU(s); "
                             "expected a process each, or --device cpu")
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = models.pick_device(device)
     models.compute_alike()
     if device.type == "cuda":
@@ -734,22 +735,25 @@ def choose_device(args: argparse.Namespace, share: Share) -> torch.device:
 
 
 def join_processes(trainer: Trainer, rows: dict[str, int], epoch: int) -> None:
-    """Wait for the other processes. Raises DataError where they can't be reached, or where one has other
-    faces, settings, epochs behind it or another precision: their steps would not match.
+    """Wait for the other processes.
+
+    Raises: ConnectionError where they can't be reached; DataError where one has other faces, settings or
+        epochs behind it, or alone scales its gradients: their steps would not match.
     """
-    own = {"faces": rows, "epoch": epoch, "precision": str(trainer.precision),
+    own = {"faces": rows, "epoch": epoch, "scaled gradients": trainer.scaler.is_enabled(),
            **settings_of(trainer.args), "pretrained": None}     # which may lie elsewhere on each host
+    backend = "nccl" if trainer.device.type == "cuda" else "gloo"
     try:
-        backend = "nccl" if trainer.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=LONGEST_DECODING)
-        told = [None] * trainer.share.world
-        dist.all_gather_object(told, own)
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"the other processes can't be reached ({datasets.one_line(error)[:200]})") from None
+        raise ConnectionError(f"the other processes can't be reached: {error}") from None
+    told = [None] * trainer.share.world
+    dist.all_gather_object(told, own)
     for other in told:
         for name, value in own.items():
             if other[name] != value:
-                raise DataError(f"the processes differ in their {name}: {value} and {other[name]}")
+                raise DataError(f"the processes differ in their {name}, {value} and {other[name]}; start "
+                                "all with the same command, data, last.pth and kind of GPU")
 
 
 def check_compiler(device: torch.device) -> None:

@@ -268,7 +268,7 @@ def test_without_locks_it_works_all_the_same(place, monkeypatch):
     {"RANK": "0", "WORLD_SIZE": "0"}, {"RANK": "-1", "WORLD_SIZE": "1"},
     {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": "1"},
     {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "x", "LOCAL_WORLD_SIZE": "y"},
-    {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"},
     {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "2"}])
 def test_what_torchrun_would_not_set_is_refused(told, place, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -373,7 +373,12 @@ def test_a_pipe_is_written_into_and_stays(place):
     assert (place / "pipe").is_fifo() and (place / "link").is_symlink()
     reading, writing = os.pipe()                        # which has no name, as of `--csv /dev/stdout | less`
     run("evaluate.py", "a.png", "--csv", f"/dev/fd/{writing}", cwd=place)
+    os.close(writing)
     assert os.read(reading, 10_000).startswith(b"image,age")
+    os.close(reading)
+    with open(place / "o.txt", "w") as file:
+        done = run("evaluate.py", "a.png", "--csv", f"/dev/fd/{file.fileno()}", cwd=place, status=2)
+    assert "goes into a file; name that file" in done.stderr
 
 
 @pytest.mark.parametrize("option", [*WRITING, "--out"])
