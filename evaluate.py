@@ -1259,7 +1259,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if not file.name or file.is_dir():
             raise DataError(f"{file}: a folder; expected the name of a file to write")
         folder = Path(os.path.realpath(file)).parent
-        if Path("/dev") in file.absolute().parents and file.is_file():
+        if str(file.absolute().parent) in ("/dev", "/dev/fd") and file.is_file():       # as > and >> make it
             raise DataError(f"{file}: goes into a file; name that file")
         if not (datasets.is_stream(file) or folder.is_dir() and os.access(folder, os.W_OK)):
             raise DataError(f"{file}: its folder is not there or can't be written")
