@@ -702,15 +702,14 @@ def processes() -> Share:
     if not told:
         return Share()
     needed = ("RANK", "WORLD_SIZE") + ("MASTER_ADDR", "MASTER_PORT") * (told.get("WORLD_SIZE") != "1")
-    if lacking := [name for name in needed if name not in os.environ]:
-        raise DataError(f"{', '.join(told)} without {', '.join(lacking)}: not what torchrun sets; "
-                        "start several processes with torchrun, or unset these")
-    if not all(re.fullmatch("[0-9]{1,6}", value) for value in told.values()) \
+    lacking = [name for name in needed if name not in os.environ]
+    if lacking or not all(re.fullmatch("[0-9]{1,6}", value) for value in told.values()) \
             or not int(told["RANK"]) < int(told["WORLD_SIZE"]) \
             or not int(told.get("LOCAL_RANK", 0)) < int(told.get("LOCAL_WORLD_SIZE", told["WORLD_SIZE"])):
-        raise DataError(
-            f"{' '.join(f'{name}={value}' for name, value in told.items())}: not what torchrun sets; "
-            "start several processes with torchrun, or unset these")
+        given = " ".join(f"{name}={value}" for name, value in told.items())
+        without = f" without {', '.join(lacking)}" * bool(lacking)
+        raise DataError(f"{given}{without}: not what torchrun sets; "
+                        "start several processes with torchrun, or unset these")
     return Share(int(told["RANK"]), int(told["WORLD_SIZE"]))
 
 
