@@ -90,6 +90,7 @@ def ended(script: str, arguments: Iterable[str], place: Path) -> tuple[int, str]
         patch.setattr(datasets, "find_faces", odd_faces)
         patch.setattr(evaluate, "SHIPPED", place / "tiny.pth")
         patch.setattr(train, "EPOCHS", 2)
+        patch.setattr(train, "FINE_TUNING_EPOCHS", 2)
         with pytest.raises(SystemExit) as exit:
             datasets.script(module.main, models.CheckpointError)
     return exit.value.code or 0, errors.getvalue()

@@ -132,9 +132,9 @@ def test_images_are_smaller_at_first_and_the_rate_falls_unless_both_are_kept(pla
     assert train.size_at(1, settings(image_size=96)) == 96                  # of a single epoch
     assert train.size_at(1, settings(epochs=9, image_size=16)) == 16
     run("train.py", *SMALL, "--split", "cvpr2016", "--weights", 1, 0, 0, "--epochs", 2, "--constant",
-        "--logs", "new", "--checkpoints", "new", cwd=place)
+        "--lr", 0.01, "--logs", "new", "--checkpoints", "new", cwd=place)
     (log,) = place.glob("new/*.txt")
-    assert re.findall(r"\] lr : (.*)", log.read_text()) == ["0.05", "0.05"]
+    assert re.findall(r"\] lr : (.*)", log.read_text()) == ["0.01", "0.01"]
 
 
 def test_a_checkpoint_of_smaller_images_is_judged_as_its_log_says(place, monkeypatch):

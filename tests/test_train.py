@@ -231,15 +231,18 @@ def test_runs_of_the_same_second_get_a_number(tmp_path, monkeypatch):
     assert [each.folder.name for each in runs] == [each.log_file.stem for each in runs] == names
 
 
-@pytest.mark.parametrize("arguments, rate, decay", [
-    ([], 0.05, 1e-3), (["--pretrained", "best.pth"], 0.02, 5e-4), (["--lr", "0.1", "--decay", "0"], 0.1, 0),
-    (["--pretrained", "best.pth", "--lr", "0.1"], 0.1, 5e-4)])
-def test_pretrained_weights_get_a_lower_rate_and_decay_unless_one_is_named(arguments, rate, decay, place,
-                                                                           monkeypatch):
+@pytest.mark.parametrize("arguments, epochs, rate, decay", [
+    ([], 60, 0.05, 1e-3), (["--batch-size", "256"], 60, 0.2, 1e-3),
+    (["--pretrained", "best.pth"], 24, 0.02, 5e-4),
+    (["--pretrained", "best.pth", "--batch-size", "256"], 24, 0.08, 5e-4),
+    (["--epochs", "3", "--lr", "0.1", "--decay", "0", "--batch-size", "256"], 3, 0.1, 0),
+    (["--pretrained", "best.pth", "--lr", "0.1"], 24, 0.1, 5e-4)])
+def test_defaults_follow_pretrained_weights_and_the_batch_size(arguments, epochs, rate, decay, place,
+                                                               monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     args, _ = train.parse_arguments()
-    assert (args.lr, args.decay) == (rate, decay)
+    assert (args.epochs, args.lr, args.decay) == (epochs, rate, decay)
 
 
 def test_pretraining_and_fine_tuning(place):
