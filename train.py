@@ -35,8 +35,8 @@ import model as models
 from datasets import TASKS, DataError, Faces, Share
 
 # the highest learning rate, reached after the warm-up and lowered to 0 along a cosine: from scratch, and of
-# pretrained weights (emotion after six epochs at 64 pixels: 61.97 %, with 0.05 61.47 %, one run each); that
-# of BATCH_SIZE images a step, in proportion with more or fewer (Goyal et al. 2017, arXiv:1706.02677)
+# pretrained weights (emotion after six epochs at 64 pixels: 61.97 %, with 0.05 61.47 %, one run each); both
+# are for steps of BATCH_SIZE images and change in proportion (Goyal et al. 2017, arXiv:1706.02677)
 LEARNING_RATE, FINE_TUNING_RATE = 0.05, 0.02
 WARM_UP = 1 / 20                        # of the run's steps
 BATCH_SIZE = 64                         # images a step
@@ -44,10 +44,11 @@ BATCH_SIZE = 64                         # images a step
 # step instead of 256: 5.38 years, 91.5 %, one run each)
 EPOCHS, FINE_TUNING_EPOCHS = 60, 24
 SMALLER_EPOCHS = 0.6                    # of the epochs, the first ones, see smaller images
-SMALLER_SIDE = 2 / 3                    # of the image size; from 96 to 64 pixels halves what a step costs
+SMALLER_SIDE = 2 / 3                    # of the image size; 64 instead of 96 pixels halve a CPU's step
 MOMENTUM = 0.9                          # Nesterov's
-# weight decay, from scratch, and of pretrained weights (step 2 at 96 pixels: 4.61 years, 94.4 %, 66.8 %;
-# with 0.0025 4.69 years, 94.3 %, 65.6 %, one run each); biases and BatchNorm's parameters have none
+# weight decay, from scratch, and of pretrained weights (step 2 at 96 pixels, after 24 epochs of step 1: 4.61
+# years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6, one run each); biases and BatchNorm's parameters have
+# none
 DECAY, FINE_TUNING_DECAY = 1e-3, 5e-4
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 
@@ -544,8 +545,8 @@ def make_parser() -> datasets.Parser:
     parser.add_argument(
         "--lr", type=datasets.in_range(float, 1e-12), metavar="RATE",
         help="highest learning rate, reached after a warm-up and lowered to 0 along a cosine, or --constant "
-        f"(default: {LEARNING_RATE}; {FINE_TUNING_RATE} with --pretrained; for {BATCH_SIZE} images a step, in "
-        "proportion with another --batch-size)")
+        f"(default: {LEARNING_RATE}, or {FINE_TUNING_RATE} with --pretrained, "
+        f"times --batch-size / {BATCH_SIZE})")
     parser.add_argument(
         "--decay", type=datasets.in_range(float, 0), metavar="DECAY",
         help="weight decay (L2), which biases and BatchNorm's parameters don't have "
@@ -555,7 +556,7 @@ def make_parser() -> datasets.Parser:
                         "(default: the rate falls, and images are smaller in the first "
                         f"{100 * SMALLER_EPOCHS:.0f} %% of the epochs)")
     parser.add_argument("--seed", type=datasets.in_range(int, 0, 2 ** 63 - 1), default=0, metavar="N",
-                        help="same seed, same log (default: 0)")
+                        help="same seed, same log on the CPU (default: 0)")
     parser.add_argument(
         "--without-copies", action="store_true",
         help="leave out of training the pictures that are, pixel by pixel, also in valid or test")
@@ -604,7 +605,8 @@ def parse_arguments() -> tuple[argparse.Namespace, dict | None]:
     args.image_size = datasets.image_size(args.image_size, args.root)
     tuned = args.pretrained is not None
     args.epochs = args.epochs or (FINE_TUNING_EPOCHS if tuned else EPOCHS)
-    args.lr = args.lr or (FINE_TUNING_RATE if tuned else LEARNING_RATE) * args.batch_size / BATCH_SIZE
+    rate = (FINE_TUNING_RATE if tuned else LEARNING_RATE) * args.batch_size / BATCH_SIZE
+    args.lr = args.lr or float(f"{rate:.3g}")               # 0.3, not 0.30000000000000004
     if args.decay is None:
         args.decay = FINE_TUNING_DECAY if tuned else DECAY
     args.samples = args.samples or (SAMPLE_IMAGES if args.drawn and not resumed else None)

@@ -14,7 +14,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-# for the tests that ask for one; an empty variable is this file's, in another process of pytest-xdist
+# for the tests that ask for one; an empty variable is left out, since pytest-xdist's processes inherit that
+# of the line below (-1 hides the GPUs from these tests too)
 WITH_GPUS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES" or value}
 os.environ["CUDA_VISIBLE_DEVICES"] = ""         # the others compare figures to the last digit
 
