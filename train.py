@@ -47,8 +47,7 @@ SMALLER_EPOCHS = 0.6                    # of the epochs, the first ones, see sma
 SMALLER_SIDE = 2 / 3                    # of the image size; 64 instead of 96 pixels halve a CPU's step
 MOMENTUM = 0.9                          # Nesterov's
 # weight decay, from scratch, and of pretrained weights (step 2 at 96 pixels, after 24 epochs of step 1: 4.61
-# years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6, one run each); biases and BatchNorm's parameters have
-# none
+# years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6, one run each); biases and BatchNorm don't decay
 DECAY, FINE_TUNING_DECAY = 1e-3, 5e-4
 SAMPLE_IMAGES = 1000                    # an epoch's, of the drawn sample
 
