@@ -58,12 +58,12 @@ class Predictions:
 
 
 def logits_of(network: models.FaceNet, images: list[torch.Tensor], size: int, tasks: Collection[str],
-              tta: bool) -> dict[str, torch.Tensor]:
+              tta: bool, grey: bool = False) -> dict[str, torch.Tensor]:
     """Logits (n, classes) float32 by task, of groups of images as `models.prepare` takes them.
 
     With `tta`, the logarithm of the mean probabilities of image and mirror image.
     """
-    inputs = models.prepare(images, size)
+    inputs = models.prepare(images, size, grey)
     outputs = {task: logits.float() for task, logits in network(inputs, tasks).items()}
     if tta:
         mirrored = network(inputs.flip(3), tasks)
@@ -76,9 +76,9 @@ def logits_of(network: models.FaceNet, images: list[torch.Tensor], size: int, ta
 
 @torch.inference_mode()
 def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[str], device: torch.device,
-            tta: bool = False, share: Share = Share()) -> Predictions:
-    """Predict every face once. Of several processes each takes its share of the batches,
-    and all get all results.
+            tta: bool = False, share: Share = Share(), grey: bool = False) -> Predictions:
+    """Predict every face once, with `grey` without its colours. Of several processes each takes its share of
+    the batches, and all get all results.
     """
     network = models.fuse(model).to(memory_format=torch.channels_last)
     # prediction, loss
@@ -91,7 +91,7 @@ def predict(model: models.FaceNet, faces: Faces, size: int, tasks: Collection[st
     for rows in datasets.progress(own, len(own), "evaluating", BATCH, share):
         images = datasets.gather(faces, rows, device)
         labels = datasets.labels_of(faces, rows, device)
-        outputs = logits_of(network, images, size, tasks, tta)
+        outputs = logits_of(network, images, size, tasks, tta, grey)
         losses = models.losses(outputs, labels)
         places = slice(int(rows[0]), int(rows[-1]) + 1)
         for task, logits in outputs.items():
@@ -517,6 +517,8 @@ def results_row(log: Log) -> list[str]:
         remarks.append(f"rehearsing {' '.join(options['rehearse'])}")
     if log.command and "pretrained" not in options:
         remarks.append("from scratch")
+    if "teacher" in options:
+        remarks.append("with teachers")
     if "constant" in options:
         remarks.append("constant rate and size")
     if "without-copies" in options:

@@ -50,6 +50,8 @@ WIDEST_SIGMA = 6                        # years, of a label that is a guess or a
 AGE_DISTANCE = 0.1                      # weight of the distance in years beside the cross-entropy
 AGE_LOSS = 0.5                          # of the sum, whose gradients are more than twice those of the others
 SMOOTHING = 0.1                         # of the labels of gender and emotion
+TAUGHT = 0.5                            # of a loss is a teacher's predictions, the rest the label
+HEAT = 2                                # the temperature at which they are learned
 
 
 class CheckpointError(DataError):
@@ -119,14 +121,17 @@ def as_floats(images: Tensor, size: int, enlarge: bool) -> Tensor:
     return images
 
 
-def prepare(images: list[Tensor], size: int) -> Tensor:
+def prepare(images: list[Tensor], size: int, grey: bool = False) -> Tensor:
     """The network's input, as validation and use have it.
 
-    Args: images, groups (n_i, h, w, 3 or 1) uint8, each of one size; size in pixels.
+    Args: images, groups (n_i, h, w, 3 or 1) uint8, each of one size; size in pixels; grey, whether colours
+        are taken away.
     Returns: (n, 3, size, size) float32, normalised, channels_last.
     """
-    groups = [as_floats(group, size, enlarge=True).expand(-1, 3, -1, -1) for group in images]
-    return normalise(torch.cat(groups)).contiguous(memory_format=torch.channels_last)
+    batch = torch.cat([as_floats(group, size, enlarge=True).expand(-1, 3, -1, -1) for group in images])
+    if grey:
+        batch = F.conv2d(batch, constant(LUMA, batch.device)).expand(-1, 3, -1, -1)
+    return normalise(batch).contiguous(memory_format=torch.channels_last)
 
 
 def augment(images: list[Tensor], size: int, draws: Tensor) -> Tensor:
@@ -200,6 +205,29 @@ def losses(outputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
         else:
             result[task] = F.cross_entropy(logits.float(), label, reduction="none", ignore_index=-1,
                                            label_smoothing=SMOOTHING)
+    return result
+
+
+def softened(logits: Tensor) -> Tensor:
+    """A teacher's probabilities as they are learned, logits (n, classes) -> (n, classes) float32."""
+    return (logits.float() / HEAT).softmax(1)
+
+
+def with_teacher(losses: dict[str, Tensor], outputs: dict[str, Tensor],
+                 taught: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses with the distance to a teacher's predictions in them, also where the label is unknown.
+
+    Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531: the Kullback-Leibler divergence of softened
+    probabilities, times the squared temperature, so that its gradients are of the labels' size.
+    Args: losses (n,) and outputs, logits (n, classes), by task; taught, `softened` probabilities
+        (n, classes), by task, of the tasks that a teacher knows.
+    Returns: (n,) float32 by task.
+    """
+    result = dict(losses)
+    for task, probabilities in taught.items():
+        own = (outputs[task].float() / HEAT).log_softmax(1)
+        distance = HEAT ** 2 * F.kl_div(own, probabilities, reduction="none").sum(1)
+        result[task] = (1 - TAUGHT) * losses[task] + TAUGHT * distance
     return result
 
 

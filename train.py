@@ -5,6 +5,7 @@
     python train.py --weights 1 1 1 --pretrained checkpoints/RUN/best.pth     step 2: all three
     python train.py --weights 1 0 0 --pretrained checkpoints/RUN/best.pth     steps 3 to 5: one task alone
     python train.py ... --rehearse imdb-wiki                                  go on training on this set
+    python train.py ... --teacher STEP1/best.pth STEP5/best.pth               learn what these predict, too
     python train.py --resume checkpoints/RUN/last.pth                         go on with a stopped run
     torchrun --nproc-per-node=4 -- train.py ...                               the same on several GPUs
 """
@@ -23,8 +24,10 @@ import re
 import reprlib
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -55,10 +58,10 @@ LONGEST_DECODING = timedelta(hours=12)      # a host waits so long for one that 
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
-            "lr", "decay", "seed", "constant", "without_copies", "detect")
+            "lr", "decay", "seed", "constant", "without_copies", "detect", "teacher")
 FOLDERS = ("data", "cache", "logs", "device")       # what may be named anew
 # which checkpoints of earlier versions don't tell
-NEWER_SETTINGS = {"constant": False, "without_copies": False, "detect": False}
+NEWER_SETTINGS = {"constant": False, "without_copies": False, "detect": False, "teacher": []}
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------
@@ -82,9 +85,11 @@ class Trainer:
         self.precision = models.fast_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
 
-    def start(self, faces: Faces) -> None:
-        """Get ready to train on `faces`."""
+    def start(self, faces: Faces, teachers: "Sequence[Teacher]" = ()) -> None:
+        """Get ready to train on `faces`, and on what `teachers` predict of them."""
         self.faces = datasets.to_device(faces, self.device)
+        with self.autocast(self.args.image_size):
+            self.taught = predictions_of(teachers, self.faces, self.device, self.share)
         self.steps = math.ceil(sum(datasets.pools(faces, self.args.samples).values()) / self.args.batch_size)
         self.network = self.model
         if self.args.compile:
@@ -146,9 +151,13 @@ class Trainer:
         """
         labels = datasets.labels_of(self.faces, batch.rows, self.device)
         outputs = self.forward(batch)
-        losses = models.losses(outputs, labels)
+        learned = losses = models.losses(outputs, labels)
+        if self.taught:
+            rows = torch.from_numpy(batch.rows).to(self.device, non_blocking=True)
+            taught = {task: told[rows] for task, told in self.taught.items()}
+            learned = models.with_teacher(losses, outputs, taught)
         # the mean over the whole step's images; times `world`, since DDP takes the mean over processes
-        total = sum(weight * losses[task].sum() for task, weight in self.weights.items())
+        total = sum(weight * learned[task].sum() for task, weight in self.weights.items())
         loss = total / batch.total * self.share.world
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -206,6 +215,46 @@ class Trainer:
         models.load_state(self.model, content["model"], file)
         load_momentum(self.optimizer, content["training"]["optimizer"].get("state"), file)
         load_scale(self.scaler, content["training"].get("scaler"))
+
+
+class Teacher(NamedTuple):
+    """A trained network, whose predictions are learned."""
+    model: models.FaceNet
+    size: int                               # pixels of its images
+    tasks: list[str]                        # those of the run that it was trained for
+
+
+def open_teachers(args: argparse.Namespace, device: torch.device) -> list[Teacher]:
+    """The networks that --teacher names. Raises DataError where one does not fit the run."""
+    teachers = []
+    for file in args.teacher:
+        model, content = models.open_checkpoint(Path(file))
+        tasks = [task for task in trained_tasks(args) if task in content["tasks"]]
+        if not tasks:
+            raise DataError(
+                f"--teacher {file}: trained for {' and '.join(content['tasks'])} alone, whose weights are 0")
+        if (content.get("detected") is True) != args.detect:
+            raise DataError(f"--teacher {file}: trained {'without' if args.detect else 'with'} --detect, "
+                            "on faces that are framed otherwise than this run's")
+        teachers.append(Teacher(model.to(device), content["image_size"], tasks))
+    return teachers
+
+
+def predictions_of(teachers: Sequence[Teacher], faces: Faces, device: torch.device,
+                   share: Share) -> dict[str, torch.Tensor]:
+    """What the teachers tell of each face: by task, the mean of their softened probabilities, (n, classes).
+
+    Emotion is told from the faces without their colours, since the set that it is learned from is grey.
+    """
+    told = {}
+    for model, size, tasks in teachers:
+        for grey in (False, True):
+            chosen = [task for task in tasks if grey == (task == "emotion")]
+            if chosen:
+                predicted = evaluate.predict(model, faces, size, chosen, device, share=share, grey=grey)
+                for task, logits in predicted.logits.items():
+                    told.setdefault(task, []).append(models.softened(logits))
+    return {task: (sum(values) / len(values)).to(device) for task, values in told.items()}
 
 
 def train(run: "Run", trainer: Trainer, valid: Faces, rows: dict[str, int]) -> None:
@@ -527,6 +576,10 @@ def make_parser() -> datasets.Parser:
         help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1 1 1)")
     parser.add_argument("--pretrained", metavar="FILE",
                         help="weights to begin with, this project's or anybody's; what fits is loaded")
+    parser.add_argument(
+        "--teacher", nargs="+", default=[], metavar="FILE",
+        help="checkpoints of this project whose predictions are learned beside the labels, and where a face "
+        "has none; several for the same task are averaged")
     parser.add_argument("--resume", type=Path, metavar="FILE",
                         help="last.pth of a run to go on with, under its settings")
     parser.add_data()
@@ -746,7 +799,7 @@ def join_processes(trainer: Trainer, rows: dict[str, int], epoch: int) -> None:
         epochs behind it, or alone scales its gradients: their steps would not match.
     """
     own = {"faces": rows, "epoch": epoch, "scaled gradients": trainer.scaler.is_enabled(),
-           **settings_of(trainer.args), "pretrained": None}     # which may lie elsewhere on each host
+           **settings_of(trainer.args), "pretrained": None, "teacher": None}    # may lie elsewhere on each
     backend = "nccl" if trainer.device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=LONGEST_DECODING)
@@ -810,6 +863,7 @@ def main() -> int | None:
     device = choose_device(args, share)
     trainer = Trainer(args, device, share)
     run, notes = prepare_run(resumed, trainer)
+    teachers = open_teachers(args, device)
     tables = faces, valid = load_faces(args, share)
     rows = count_rows(tables)
     if resumed and rows != resumed["training"]["rows"]:
@@ -817,7 +871,7 @@ def main() -> int | None:
                         f"from {reprlib.repr(resumed['training']['rows'])} to {rows} faces")
     if share.world > 1:    # only now: while one process decodes, the others wait for the cache
         join_processes(trainer, rows, run.epoch)
-    trainer.start(faces)
+    trainer.start(faces, teachers)
     valid = datasets.to_device(valid, device)
     start_run(run, resumed, trainer, tables, rows, notes)
     try:

@@ -362,7 +362,8 @@ def checkpoint(rng: random.Random, place: Path, base: Path) -> tuple[str, tuple]
     if name == "theirs.pth":
         return "train.py", (*SMALL, "--pretrained", "run/last.pth")
     script, *options = rng.choice((
-        ("train.py", *SMALL, "--pretrained"), ("evaluate.py", "a.png", "--csv", "p.csv", "--checkpoint"),
+        ("train.py", *SMALL, "--pretrained"), ("train.py", *SMALL, "--teacher"),
+        ("evaluate.py", "a.png", "--csv", "p.csv", "--checkpoint"),
         ("evaluate.py", "--export", "e.pth", "--checkpoint"),
         ("evaluate.py", "--split", "fer2013", "--save-predictions", "p.csv", "--checkpoint")))
     return script, (*options, "run/last.pth")
@@ -478,6 +479,7 @@ COMMANDS = (                            # options with their values
     ("train.py", "--image-size 32", "--samples 4", "--batch-size 4", "--epochs 1"),
     ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--weights 1 0 0", "--split cvpr2016"),
     ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--pretrained tiny.pth"),
+    ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--teacher tiny.pth own.pth"),
     ("train.py", "--resume run/last.pth"), ("evaluate.py", "a.png", "--csv p.csv"),
     ("evaluate.py", "a.png -", "--out out", "--tta"),
     ("evaluate.py", "--split fer2013", "--save-predictions p.csv"),

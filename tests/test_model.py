@@ -112,6 +112,8 @@ def test_prepare_normalises_as_torchvision_does():
     image = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = (image[0].permute(2, 0, 1) / 255 - channels(models.MEAN)) / channels(models.STD)
     torch.testing.assert_close(models.prepare([image], 16)[0], expected, atol=1e-5, rtol=1e-5)
+    luma = (image.float() * channels(models.LUMA).view(3)).sum(3, keepdim=True)
+    torch.testing.assert_close(models.prepare([image], 16, grey=True), models.prepare([luma], 16))
 
 
 # ---- its losses
@@ -135,6 +137,21 @@ def test_an_unknown_label_gives_no_gradient():
 
 
 # ---- weights
+
+def test_teachers_predictions_have_half_of_a_loss_also_where_the_label_is_unknown():
+    outputs = {task: torch.zeros(2, classes, requires_grad=True) for task, classes in models.CLASSES.items()}
+    known = models.losses(outputs, labels([math.nan] * 2, [-1, 1], [-1, 3]))
+    told = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
+    learned = models.with_teacher(known, outputs, {"emotion": models.softened(told)})
+    assert learned["gender"] is known["gender"] and learned.keys() == known.keys()
+    # the Kullback-Leibler divergence from even chances, at a temperature of 2, times its square
+    distance = 4 * (math.log(7) + (models.softened(told) * (told / 2).log_softmax(1)).sum(1))
+    torch.testing.assert_close(learned["emotion"], 0.5 * known["emotion"] + 0.5 * distance)
+    learned["emotion"].sum().backward()
+    label = torch.stack([torch.zeros(7), 1 / 7 - (torch.eye(7)[3] * 0.9 + 0.1 / 7)])
+    torch.testing.assert_close(outputs["emotion"].grad,
+                               0.5 * label + 0.5 * 2 * (1 / 7 - models.softened(told)))
+
 
 def test_torchvision_weights_with_and_without_prefix(tmp_path):
     state = torchvision.models.resnet18().state_dict()

@@ -255,6 +255,55 @@ def test_pretraining_and_fine_tuning(place):
     assert "ResNet-18-Age-Gender on imdb-wiki (from scratch, drawn sample)" in table and "1, 0.1, 1" in table
 
 
+def test_teachers_are_learned_from_also_in_a_resumed_run(trained, work, place, monkeypatch):
+    begin = ("train.py", *SMALL, "--epochs", 2, "--teacher", the_last(work)[0].with_name("best.pth"))
+    run(*begin, "--logs", "whole", cwd=place)
+    whole = figures(next((place / "whole").glob("*.txt")))
+    shutil.rmtree(place / "checkpoints")
+    train_epoch = train.Trainer.train_epoch
+
+    def stopped(trainer, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(trainer, epoch)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_epoch", stopped)
+        run(*begin, cwd=place, status=130)
+    run("train.py", "--resume", the_last(place)[0], cwd=place)
+    assert figures(the_log(place)) == whole
+    assert "with teachers" in run("evaluate.py", "--logs", "logs", cwd=place).stdout
+    run("train.py", *SMALL, "--epochs", 2, "--logs", "untaught", cwd=place)
+    assert figures(next((place / "untaught").glob("*.txt"))) != whole
+
+
+@pytest.mark.parametrize("changed, arguments, expected", [
+    ({"tasks": ["age", "gender"]}, ["--weights", 0, 0, 1], "trained for age and gender alone"),
+    ({"detected": True}, [], "trained with --detect"), ({"mean": [0, 0, 0]}, [], "its mean are"),
+    ({"model": {}}, [], "its tensors are not this network's")])
+def test_a_teacher_that_does_not_fit_is_told(changed, arguments, expected, trained, work, place):
+    content = torch.load(the_last(work)[0].with_name("best.pth"), weights_only=True)
+    torch.save({**content, **changed}, place / "teacher.pth")
+    done = run("train.py", *SMALL, *arguments, "--teacher", "teacher.pth", cwd=place, status=2)
+    assert expected in done.stderr
+    assert not (place / "checkpoints").exists()
+
+
+def test_what_teachers_tell_is_the_mean_of_those_that_know_a_task():
+    faces = datasets.new_faces(Path(), ["face"] * 3)
+    faces.parts[0].pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    torch.manual_seed(0)
+    first, second = models.FaceNet(), models.FaceNet()
+    teachers = [train.Teacher(first, 32, ["age", "emotion"]), train.Teacher(second, 16, ["age"])]
+    told = train.predictions_of(teachers, faces, torch.device("cpu"), datasets.Share())
+    assert told.keys() == {"age", "emotion"}
+
+    def alone(model, size, task):
+        predicted = evaluate.predict(model, faces, size, [task], torch.device("cpu"), grey=task == "emotion")
+        return models.softened(predicted.logits[task])
+    torch.testing.assert_close(told["age"], (alone(first, 32, "age") + alone(second, 16, "age")) / 2)
+    torch.testing.assert_close(told["emotion"], alone(first, 32, "emotion"))
+
+
 def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
     run("train.py", *SMALL, "--rehearse", "imdb-wiki", "--epochs", 1, cwd=place)
     text = the_log(place).read_text()
@@ -393,8 +442,10 @@ def test_ctrl_c_tells_how_to_resume(place):
     (["--weights", 0, 0, 1, "--rehearse", "imdb-wiki"], "alone, whose weights are 0"),
     (["--rehearse", "fer2013"], "--split has it already"), (["--data", "nowhere"], "no data root nowhere/"),
     (["--pretrained", "gone.pth"], "no checkpoint gone.pth"),
-    (["--resume", "gone.pth"], "no checkpoint gone.pth"), (["--device", "tpu9"], "--device tpu9"),
-    (["--logs", "file/logs"], "file"), (["--checkpoints", "file/checkpoints"], "file"),
+    (["--resume", "gone.pth"], "no checkpoint gone.pth"),
+    (["--teacher", "gone.pth"], "no checkpoint gone.pth"),
+    (["--teacher", "file"], "file: truncated, or not a PyTorch checkpoint"),
+    (["--device", "tpu9"], "--device tpu9"), (["--logs", "file/logs"], "file"), (["--checkpoints", "file/checkpoints"], "file"),
 ])
 def test_mistakes_get_a_line_before_training(arguments, expected, place):
     (place / "file").write_text("")
