@@ -445,7 +445,8 @@ def test_ctrl_c_tells_how_to_resume(place):
     (["--resume", "gone.pth"], "no checkpoint gone.pth"),
     (["--teacher", "gone.pth"], "no checkpoint gone.pth"),
     (["--teacher", "file"], "file: truncated, or not a PyTorch checkpoint"),
-    (["--device", "tpu9"], "--device tpu9"), (["--logs", "file/logs"], "file"), (["--checkpoints", "file/checkpoints"], "file"),
+    (["--device", "tpu9"], "--device tpu9"), (["--logs", "file/logs"], "file"),
+    (["--checkpoints", "file/checkpoints"], "file"),
 ])
 def test_mistakes_get_a_line_before_training(arguments, expected, place):
     (place / "file").write_text("")
