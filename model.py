@@ -50,8 +50,8 @@ WIDEST_SIGMA = 6                        # years, of a label that is a guess or a
 AGE_DISTANCE = 0.1                      # weight of the distance in years beside the cross-entropy
 AGE_LOSS = 0.5                          # of the sum, whose gradients are more than twice those of the others
 SMOOTHING = 0.1                         # of the labels of gender and emotion
-TAUGHT = 0.5                            # of a loss is a teacher's predictions, the rest the label
-HEAT = 2                                # the temperature at which they are learned
+TEACHER_SHARE = 0.5                     # of a loss, that is the distance to a teacher's predictions
+TEACHER_TEMPERATURE = 2                 # at which they are learned
 
 
 class CheckpointError(DataError):
@@ -130,7 +130,7 @@ def prepare(images: list[Tensor], size: int, grey: bool = False) -> Tensor:
     """
     batch = torch.cat([as_floats(group, size, enlarge=True).expand(-1, 3, -1, -1) for group in images])
     if grey:
-        batch = F.conv2d(batch, constant(LUMA, batch.device)).expand(-1, 3, -1, -1)
+        batch = (batch * constant(LUMA, batch.device)).sum(1, keepdim=True).expand(-1, 3, -1, -1)
     return normalise(batch).contiguous(memory_format=torch.channels_last)
 
 
@@ -208,26 +208,27 @@ def losses(outputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
     return result
 
 
-def softened(logits: Tensor) -> Tensor:
-    """A teacher's probabilities as they are learned, logits (n, classes) -> (n, classes) float32."""
-    return (logits.float() / HEAT).softmax(1)
+def soft_targets(logits: Tensor) -> Tensor:
+    """A teacher's probabilities as they are learned: logits (n, classes) -> (n, classes) float32."""
+    return (logits.float() / TEACHER_TEMPERATURE).softmax(1)
 
 
-def with_teacher(losses: dict[str, Tensor], outputs: dict[str, Tensor],
-                 taught: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses with the distance to a teacher's predictions in them, also where the label is unknown.
+def distilled(of_labels: dict[str, Tensor], outputs: dict[str, Tensor],
+              targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses of labels mixed with the distances to a teacher's predictions, which are learned also where
+    the label is unknown.
 
-    Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531: the Kullback-Leibler divergence of softened
-    probabilities, times the squared temperature, so that its gradients are of the labels' size.
-    Args: losses (n,) and outputs, logits (n, classes), by task; taught, `softened` probabilities
-        (n, classes), by task, of the tasks that a teacher knows.
+    Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531: the Kullback-Leibler divergence of the
+    softened probabilities, times the squared temperature, which undoes that it makes gradients small.
+    Args: of_labels (n,) and outputs, logits (n, classes), by task; targets, `soft_targets` (n, classes) of
+        the same images by task, for those tasks that a teacher knows.
     Returns: (n,) float32 by task.
     """
-    result = dict(losses)
-    for task, probabilities in taught.items():
-        own = (outputs[task].float() / HEAT).log_softmax(1)
-        distance = HEAT ** 2 * F.kl_div(own, probabilities, reduction="none").sum(1)
-        result[task] = (1 - TAUGHT) * losses[task] + TAUGHT * distance
+    result = dict(of_labels)
+    for task, target in targets.items():
+        own = (outputs[task].float() / TEACHER_TEMPERATURE).log_softmax(1)
+        distance = TEACHER_TEMPERATURE ** 2 * F.kl_div(own, target, reduction="none").sum(1)
+        result[task] = (1 - TEACHER_SHARE) * of_labels[task] + TEACHER_SHARE * distance
     return result
 
 

@@ -16,19 +16,21 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))      # Ctrl-C while the imports take their seconds
 
 import argparse
+import collections
 import contextlib
 import copy
+import hashlib
 import itertools
 import math
 import re
 import reprlib
 import shlex
 import sys
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -58,10 +60,10 @@ LONGEST_DECODING = timedelta(hours=12)      # a host waits so long for one that 
 CHECK_EVERY = 50                        # steps between looks at the losses, each of which waits for the GPU
 # what a resumed run must keep
 SETTINGS = ("split", "rehearse", "weights", "pretrained", "image_size", "samples", "epochs", "batch_size",
-            "lr", "decay", "seed", "constant", "without_copies", "detect", "teacher")
-FOLDERS = ("data", "cache", "logs", "device")       # what may be named anew
+            "lr", "decay", "seed", "constant", "without_copies", "detect")
+NAMED_ANEW = ("data", "cache", "logs", "device", "teacher")     # what a resumed run may find elsewhere
 # which checkpoints of earlier versions don't tell
-NEWER_SETTINGS = {"constant": False, "without_copies": False, "detect": False, "teacher": []}
+NEWER_SETTINGS = {"constant": False, "without_copies": False, "detect": False}
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------
@@ -84,12 +86,12 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, args.lr, args.decay)
         self.precision = models.fast_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        self.teachers: list[Teacher] = []
+        self.targets: dict[str, torch.Tensor] = {}      # what they tell of each face, by task
 
-    def start(self, faces: Faces, teachers: "Sequence[Teacher]" = ()) -> None:
-        """Get ready to train on `faces`, and on what `teachers` predict of them."""
+    def start(self, faces: Faces) -> None:
+        """Get ready to train on `faces`."""
         self.faces = datasets.to_device(faces, self.device)
-        with self.autocast(self.args.image_size):
-            self.taught = predictions_of(teachers, self.faces, self.device, self.share)
         self.steps = math.ceil(sum(datasets.pools(faces, self.args.samples).values()) / self.args.batch_size)
         self.network = self.model
         if self.args.compile:
@@ -145,19 +147,31 @@ class Trainer:
                 figures[f"{task}_acc"] = 100 * right / max(known, 1)
         return figures
 
+    def ask_teachers(self) -> None:
+        """Have the teachers predict every face, once: by task the mean of their soft targets, (n, classes).
+        Raises DataError where a prediction is no number.
+        """
+        known_by = collections.Counter(task for teacher in self.teachers for task in teacher.tasks)
+        for teacher in self.teachers:
+            with self.autocast(teacher.size):
+                told = evaluate.predict(teacher.model.to(self.device), self.faces, teacher.size,
+                                        teacher.tasks, self.device, share=self.share, grey=teacher.grey)
+            for task, logits in told.logits.items():
+                if not torch.isfinite(logits).all():
+                    raise DataError(f"--teacher {teacher.file}: its predictions are no numbers")
+                targets = models.soft_targets(logits).to(self.device) / known_by[task]
+                self.targets[task] = self.targets.get(task, 0) + targets
+
     def step(self, batch: datasets.Batch, rate: float, sums: torch.Tensor) -> torch.Tensor:
-        """One step of the optimizer; its losses, right answers and known labels
+        """One step of the optimizer; the losses of its labels, right answers and known labels
         are added to `sums`. Returns its loss.
         """
         labels = datasets.labels_of(self.faces, batch.rows, self.device)
         outputs = self.forward(batch)
-        learned = losses = models.losses(outputs, labels)
-        if self.taught:
-            rows = torch.from_numpy(batch.rows).to(self.device, non_blocking=True)
-            taught = {task: told[rows] for task, told in self.taught.items()}
-            learned = models.with_teacher(losses, outputs, taught)
+        of_labels = models.losses(outputs, labels)
+        losses = models.distilled(of_labels, outputs, self.targets_of(batch.rows))
         # the mean over the whole step's images; times `world`, since DDP takes the mean over processes
-        total = sum(weight * learned[task].sum() for task, weight in self.weights.items())
+        total = sum(weight * losses[task].sum() for task, weight in self.weights.items())
         loss = total / batch.total * self.share.world
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -167,11 +181,18 @@ class Trainer:
         self.scaler.update()
         with torch.no_grad():
             for i, task in enumerate(self.weights):
-                sums[i, 0] += losses[task].sum()
+                sums[i, 0] += of_labels[task].sum()
                 if task != "age":
                     sums[i, 1] += (outputs[task].argmax(1) == getattr(labels, task)).sum()
                 sums[i, 2] += datasets.known(labels, task).sum()
         return loss.detach()
+
+    def targets_of(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """The soft targets of `rows`, by task."""
+        if not self.targets:
+            return {}
+        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        return {task: targets[index] for task, targets in self.targets.items()}
 
     def forward(self, batch: datasets.Batch) -> dict[str, torch.Tensor]:
         """The network's outputs for a batch, augmented."""
@@ -215,46 +236,6 @@ class Trainer:
         models.load_state(self.model, content["model"], file)
         load_momentum(self.optimizer, content["training"]["optimizer"].get("state"), file)
         load_scale(self.scaler, content["training"].get("scaler"))
-
-
-class Teacher(NamedTuple):
-    """A trained network, whose predictions are learned."""
-    model: models.FaceNet
-    size: int                               # pixels of its images
-    tasks: list[str]                        # those of the run that it was trained for
-
-
-def open_teachers(args: argparse.Namespace, device: torch.device) -> list[Teacher]:
-    """The networks that --teacher names. Raises DataError where one does not fit the run."""
-    teachers = []
-    for file in args.teacher:
-        model, content = models.open_checkpoint(Path(file))
-        tasks = [task for task in trained_tasks(args) if task in content["tasks"]]
-        if not tasks:
-            raise DataError(
-                f"--teacher {file}: trained for {' and '.join(content['tasks'])} alone, whose weights are 0")
-        if (content.get("detected") is True) != args.detect:
-            raise DataError(f"--teacher {file}: trained {'without' if args.detect else 'with'} --detect, "
-                            "on faces that are framed otherwise than this run's")
-        teachers.append(Teacher(model.to(device), content["image_size"], tasks))
-    return teachers
-
-
-def predictions_of(teachers: Sequence[Teacher], faces: Faces, device: torch.device,
-                   share: Share) -> dict[str, torch.Tensor]:
-    """What the teachers tell of each face: by task, the mean of their softened probabilities, (n, classes).
-
-    Emotion is told from the faces without their colours, since the set that it is learned from is grey.
-    """
-    told = {}
-    for model, size, tasks in teachers:
-        for grey in (False, True):
-            chosen = [task for task in tasks if grey == (task == "emotion")]
-            if chosen:
-                predicted = evaluate.predict(model, faces, size, chosen, device, share=share, grey=grey)
-                for task, logits in predicted.logits.items():
-                    told.setdefault(task, []).append(models.softened(logits))
-    return {task: (sum(values) / len(values)).to(device) for task, values in told.items()}
 
 
 def train(run: "Run", trainer: Trainer, valid: Faces, rows: dict[str, int]) -> None:
@@ -315,6 +296,49 @@ def make_optimizer(model: models.FaceNet, rate: float, decay: float) -> torch.op
     for parameter in trained:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+# ---- teachers ---------------------------------------------------------------------------------------------
+
+class Teacher(NamedTuple):
+    """A trained network whose predictions are learned."""
+    file: str
+    digest: str                             # of the file's bytes
+    model: models.FaceNet
+    size: int                               # pixels of its images
+    tasks: list[str]                        # which it teaches
+    grey: bool                              # it sees the faces without their colours
+
+
+def open_teachers(args: argparse.Namespace) -> list[Teacher]:
+    """The networks that --teacher names. Raises DataError where one does not fit the run.
+
+    A task whose sets are all grey, as emotion's is, is taught from grey faces: a network that knows such a
+    task and others is there twice.
+    """
+    coloured = {task for source in datasets.SOURCES if not source.grey for task in source.tasks}
+    teachers = []
+    for file in args.teacher:
+        model, content = models.open_checkpoint(Path(file))
+        tasks = [task for task in trained_tasks(args) if task in content["tasks"]]
+        if not tasks:
+            raise DataError(
+                f"--teacher {file}: trained for {' and '.join(content['tasks'])} alone, whose weights are 0")
+        if (content.get("detected") is True) != args.detect:
+            raise DataError(f"--teacher {file}: trained {'without' if args.detect else 'with'} --detect, "
+                            "on faces that are framed otherwise than this run's")
+        if content.get("drawn") is True and not args.drawn:
+            raise DataError(f"--teacher {file}: trained on drawn faces, so it knows nothing of photos")
+        digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        for grey in (False, True):
+            if taught := [task for task in tasks if (task not in coloured) == grey]:
+                teachers.append(Teacher(file, digest, model, content["image_size"], taught, grey))
+    return teachers
+
+
+def digests_of(teachers: list[Teacher]) -> list[str]:
+    """What tells whether teachers are the same, wherever their files lie."""
+    return [teacher.digest for teacher in teachers]
 
 
 # ---- a run on disk ----------------------------------------------------------------------------------------
@@ -469,8 +493,8 @@ def training_of(trainer: Trainer, rows: dict[str, int]) -> dict:
     """What last.pth holds beyond best.pth, for --resume."""
     args = trainer.args
     folders = {"data": args.data, "cache": args.cache and str(args.cache), "logs": str(args.logs),
-               "device": args.device}
-    return {**trainer.state(), "rows": rows, "folders": folders}
+               "device": args.device, "teacher": args.teacher}
+    return {**trainer.state(), "rows": rows, "folders": folders, "teachers": digests_of(trainer.teachers)}
 
 
 def log_settings(run: Run, trainer: Trainer, tables: tuple[Faces, Faces], notes: list[str]) -> None:
@@ -478,7 +502,7 @@ def log_settings(run: Run, trainer: Trainer, tables: tuple[Faces, Faces], notes:
     and `notes` on how it begins.
     """
     args = trainer.args
-    command = as_arguments({"data": args.data, **settings_of(args)})
+    command = as_arguments({"data": args.data, **settings_of(args), "teacher": args.teacher})
     run.log(datasets.one_line(shlex.join(["train.py", *command])))
     device, world = trainer.device, trainer.share.world
     kind = (f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu"
@@ -506,21 +530,26 @@ def prepare_run(resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]
     All that can be wrong with it is told here, before anything is decoded. Raises DataError.
     """
     args, first = trainer.args, trainer.share.rank == 0
+    trainer.teachers = open_teachers(args)
+    teaching = [f"{teacher.file}: teaches {' and '.join(teacher.tasks)}" + ", from grey faces" * teacher.grey
+                for teacher in trainer.teachers]
     if resumed:
+        if not models.same_plain(resumed["training"].get("teachers", []), digests_of(trainer.teachers)):
+            raise DataError("--teacher: other files than those that the run began with; name those")
         run = Run.resume(args.resume, args.logs) if first else Run()
         again = models.read_checkpoint(args.resume)
         if again["epoch"] != resumed["epoch"]:
             raise DataError(f"{args.resume}: another process was still training this run; start again")
         trainer.load_state(resumed, args.resume)
         run.best, run.epoch = resumed["training"]["best"], resumed["epoch"]
-        notes = [f"resumed after epoch {run.epoch}"]
+        notes = [f"resumed after epoch {run.epoch}", *teaching]
         if not NEWER_SETTINGS.keys() <= again["settings"].keys():
             notes.append("begun by an earlier version; from here on, the age loss widens with the label's "
                          "spread, and images are smaller at first")
         return run, notes
     if args.pretrained is None:
-        return Run(), []
-    return Run(), [models.load_weights(trainer.model, args.pretrained)]
+        return Run(), teaching
+    return Run(), [models.load_weights(trainer.model, args.pretrained), *teaching]
 
 
 def start_run(run: Run, resumed: dict | None, trainer: Trainer, tables: tuple[Faces, Faces],
@@ -709,7 +738,7 @@ def read_resumed(file: Path) -> dict:
     if not all(type(name) is str and type(count) is int for name, count in training["rows"].items()):
         raise models.CheckpointError(f"{file}: has no rows; expected a run's last.pth")
     for name, value in {**training["folders"], **content["settings"]}.items():
-        if name not in (*FOLDERS, *SETTINGS):
+        if name not in (*NAMED_ANEW, *SETTINGS):
             raise models.CheckpointError(f"{file}: tells --{name}, which a run does not have")
         plain = (int, float, bool, type(None))
         if not all(type(each) in plain or type(each) is str and not each.startswith("-")
@@ -799,7 +828,8 @@ def join_processes(trainer: Trainer, rows: dict[str, int], epoch: int) -> None:
         epochs behind it, or alone scales its gradients: their steps would not match.
     """
     own = {"faces": rows, "epoch": epoch, "scaled gradients": trainer.scaler.is_enabled(),
-           **settings_of(trainer.args), "pretrained": None, "teacher": None}    # may lie elsewhere on each
+           "teachers": digests_of(trainer.teachers),
+           **settings_of(trainer.args), "pretrained": None}     # which may lie elsewhere on each host
     backend = "nccl" if trainer.device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=LONGEST_DECODING)
@@ -863,7 +893,6 @@ def main() -> int | None:
     device = choose_device(args, share)
     trainer = Trainer(args, device, share)
     run, notes = prepare_run(resumed, trainer)
-    teachers = open_teachers(args, device)
     tables = faces, valid = load_faces(args, share)
     rows = count_rows(tables)
     if resumed and rows != resumed["training"]["rows"]:
@@ -871,10 +900,11 @@ def main() -> int | None:
                         f"from {reprlib.repr(resumed['training']['rows'])} to {rows} faces")
     if share.world > 1:    # only now: while one process decodes, the others wait for the cache
         join_processes(trainer, rows, run.epoch)
-    trainer.start(faces, teachers)
+    trainer.start(faces)
     valid = datasets.to_device(valid, device)
     start_run(run, resumed, trainer, tables, rows, notes)
     try:
+        trainer.ask_teachers()
         train(run, trainer, valid, rows)
     except KeyboardInterrupt:
         if share.rank > 0:

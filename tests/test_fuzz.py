@@ -479,7 +479,7 @@ COMMANDS = (                            # options with their values
     ("train.py", "--image-size 32", "--samples 4", "--batch-size 4", "--epochs 1"),
     ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--weights 1 0 0", "--split cvpr2016"),
     ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--pretrained tiny.pth"),
-    ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--teacher tiny.pth own.pth"),
+    ("train.py", "--image-size 32", "--samples 4", "--epochs 1", "--teacher tiny.pth run/last.pth"),
     ("train.py", "--resume run/last.pth"), ("evaluate.py", "a.png", "--csv p.csv"),
     ("evaluate.py", "a.png -", "--out out", "--tta"),
     ("evaluate.py", "--split fer2013", "--save-predictions p.csv"),

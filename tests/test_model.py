@@ -136,22 +136,22 @@ def test_an_unknown_label_gives_no_gradient():
         assert (values.grad[0] == 0).all() and (values.grad[1] != 0).any()
 
 
-# ---- weights
-
 def test_teachers_predictions_have_half_of_a_loss_also_where_the_label_is_unknown():
     outputs = {task: torch.zeros(2, classes, requires_grad=True) for task, classes in models.CLASSES.items()}
     known = models.losses(outputs, labels([math.nan] * 2, [-1, 1], [-1, 3]))
     told = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
-    learned = models.with_teacher(known, outputs, {"emotion": models.softened(told)})
+    learned = models.distilled(known, outputs, {"emotion": models.soft_targets(told)})
     assert learned["gender"] is known["gender"] and learned.keys() == known.keys()
     # the Kullback-Leibler divergence from even chances, at a temperature of 2, times its square
-    distance = 4 * (math.log(7) + (models.softened(told) * (told / 2).log_softmax(1)).sum(1))
+    distance = 4 * (math.log(7) + (models.soft_targets(told) * (told / 2).log_softmax(1)).sum(1))
     torch.testing.assert_close(learned["emotion"], 0.5 * known["emotion"] + 0.5 * distance)
     learned["emotion"].sum().backward()
     label = torch.stack([torch.zeros(7), 1 / 7 - (torch.eye(7)[3] * 0.9 + 0.1 / 7)])
     torch.testing.assert_close(outputs["emotion"].grad,
-                               0.5 * label + 0.5 * 2 * (1 / 7 - models.softened(told)))
+                               0.5 * label + 0.5 * 2 * (1 / 7 - models.soft_targets(told)))
 
+
+# ---- weights
 
 def test_torchvision_weights_with_and_without_prefix(tmp_path):
     state = torchvision.models.resnet18().state_dict()

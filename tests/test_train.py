@@ -177,8 +177,13 @@ class Constant(torch.nn.Module):
         return {task: getattr(self, task).expand(len(images), -1) for task in tasks}
 
 
+SETTINGS = {"weights": [0, 1, 0.5], "samples": None, "batch_size": 64, "epochs": 1, "lr": 3.0, "decay": 0.0,
+            "constant": False, "seed": 0, "image_size": 16, "compile": False}
+
+
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, monkeypatch):
+def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, taught, monkeypatch):
     monkeypatch.setattr(train.dist, "all_reduce", lambda sums: None)
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network, **_: network)
     monkeypatch.setattr(models, "FaceNet", Constant)
@@ -186,21 +191,25 @@ def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, m
     for count, labels in ((6, {"gender": [1] * 6}), (24, {"emotion": [3] * 24})):
         tables.append(datasets.new_faces(Path(), ["face"] * count, **labels))
         tables[-1].parts[0].pixels = np.zeros((count, 4, 4, 3), np.uint8)
-    args = argparse.Namespace(weights=[0, 1, 0.5], samples=None, batch_size=64, epochs=1, lr=3.0, decay=0.0,
-                              constant=False, seed=0, image_size=16, compile=False)
+    targets = torch.rand((30, 7), generator=torch.Generator().manual_seed(0)).softmax(1)
     networks = []
     for rank in range(world):
-        trainer = train.Trainer(args, torch.device("cpu"), datasets.Share(rank, world))
+        args, share = argparse.Namespace(**SETTINGS), datasets.Share(rank, world)
+        trainer = train.Trainer(args, torch.device("cpu"), share)
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
         trainer.start(datasets.join(tables))
+        trainer.targets = {"emotion": targets} if taught else {}
         figures = trainer.train_epoch(1)
         assert figures["gender_loss"] == pytest.approx(math.log(2))
         assert figures["emotion_loss"] == pytest.approx(math.log(7))
         networks.append(trainer.model)
     # of cross-entropy's gradient where nothing is known yet, 1/classes - label (smoothed by 0.1), each task
-    # gets its images' part
+    # gets its images' part; what is taught, at a temperature of 2, is of all images
+    emotion = 24 / 30 * (1 / 7 - (torch.eye(7)[3] * 0.9 + 0.1 / 7))
+    if taught:
+        emotion = 0.5 * emotion + 0.5 * 2 * (1 / 7 - targets.mean(0))
     expected = {"age": torch.zeros(101), "gender": -3.0 * 6 / 30 * (0.5 - torch.tensor([0.05, 0.95])),
-                "emotion": -3.0 * 0.5 * 24 / 30 * (1 / 7 - (torch.eye(7)[3] * 0.9 + 0.1 / 7))}
+                "emotion": -3.0 * 0.5 * emotion}
     for task, values in expected.items():                   # DDP takes the mean over processes
         mean = sum(getattr(network, task).detach() for network in networks) / world
         torch.testing.assert_close(mean, values)
@@ -256,7 +265,8 @@ def test_pretraining_and_fine_tuning(place):
 
 
 def test_teachers_are_learned_from_also_in_a_resumed_run(trained, work, place, monkeypatch):
-    begin = ("train.py", *SMALL, "--epochs", 2, "--teacher", the_last(work)[0].with_name("best.pth"))
+    teacher = the_last(work)[0].with_name("best.pth")
+    begin = ("train.py", *SMALL, "--epochs", 2, "--teacher", teacher)
     run(*begin, "--logs", "whole", cwd=place)
     whole = figures(next((place / "whole").glob("*.txt")))
     shutil.rmtree(place / "checkpoints")
@@ -269,11 +279,14 @@ def test_teachers_are_learned_from_also_in_a_resumed_run(trained, work, place, m
     with monkeypatch.context() as patch:
         patch.setattr(train.Trainer, "train_epoch", stopped)
         run(*begin, cwd=place, status=130)
-    run("train.py", "--resume", the_last(place)[0], cwd=place)
+    shutil.copy(teacher, place / "moved.pth")
+    last, _ = the_last(place)
+    done = run("train.py", "--resume", last, "--teacher", last, cwd=place, status=2)
+    assert "other files than those that the run began with" in done.stderr
+    run("train.py", "--resume", last, "--teacher", "moved.pth", cwd=place)
     assert figures(the_log(place)) == whole
+    assert "moved.pth: teaches emotion, from grey faces" in the_log(place).read_text()
     assert "with teachers" in run("evaluate.py", "--logs", "logs", cwd=place).stdout
-    run("train.py", *SMALL, "--epochs", 2, "--logs", "untaught", cwd=place)
-    assert figures(next((place / "untaught").glob("*.txt"))) != whole
 
 
 @pytest.mark.parametrize("changed, arguments, expected", [
@@ -288,20 +301,29 @@ def test_a_teacher_that_does_not_fit_is_told(changed, arguments, expected, train
     assert not (place / "checkpoints").exists()
 
 
-def test_what_teachers_tell_is_the_mean_of_those_that_know_a_task():
+def test_teachers_that_know_a_task_are_averaged_and_colours_are_kept_from_emotions():
     faces = datasets.new_faces(Path(), ["face"] * 3)
     faces.parts[0].pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
-    torch.manual_seed(0)
+    trainer = train.Trainer(argparse.Namespace(**SETTINGS), torch.device("cpu"))
+    trainer.precision, trainer.faces = torch.float32, faces
     first, second = models.FaceNet(), models.FaceNet()
-    teachers = [train.Teacher(first, 32, ["age", "emotion"]), train.Teacher(second, 16, ["age"])]
-    told = train.predictions_of(teachers, faces, torch.device("cpu"), datasets.Share())
-    assert told.keys() == {"age", "emotion"}
+    trainer.teachers = [train.Teacher("a", "", first, 32, ["age"], False),
+                        train.Teacher("a", "", first, 32, ["emotion"], True),
+                        train.Teacher("b", "", second, 16, ["age"], False)]
+    trainer.ask_teachers()
 
-    def alone(model, size, task):
-        predicted = evaluate.predict(model, faces, size, [task], torch.device("cpu"), grey=task == "emotion")
-        return models.softened(predicted.logits[task])
-    torch.testing.assert_close(told["age"], (alone(first, 32, "age") + alone(second, 16, "age")) / 2)
-    torch.testing.assert_close(told["emotion"], alone(first, 32, "emotion"))
+    def alone(model, size, task, grey):
+        images = [torch.from_numpy(faces.parts[0].pixels)]
+        with torch.no_grad():
+            return models.soft_targets(model.eval()(models.prepare(images, size, grey), [task])[task])
+    age = (alone(first, 32, "age", False) + alone(second, 16, "age", False)) / 2
+    targets = trainer.targets_of(np.array([2, 0]))
+    assert targets.keys() == {"age", "emotion"}
+    torch.testing.assert_close(targets["age"], age[[2, 0]])
+    torch.testing.assert_close(targets["emotion"], alone(first, 32, "emotion", True)[[2, 0]])
+    second.age[2].bias.data[:] = math.nan
+    with pytest.raises(datasets.DataError, match="--teacher b: its predictions are no numbers"):
+        trainer.ask_teachers()
 
 
 def test_rehearsed_sets_are_trained_on_but_not_judged_by(place):
@@ -391,10 +413,11 @@ def test_compile_without_a_compiler_is_told_before_anything_is_written(place):
     assert "--compile: does not work here" in done.stderr and not (place / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("name, rows, epoch, lr, scaled", [
-    (None, 10, 3, 0.1, False), ("faces", 9, 3, 0.1, False), ("epoch", 10, 4, 0.1, False),
-    ("lr", 10, 3, 0.2, False), ("scaled gradients", 10, 3, 0.1, True)])
-def test_hosts_that_differ_are_refused(name, rows, epoch, lr, scaled, monkeypatch):
+@pytest.mark.parametrize("name, rows, epoch, lr, scaled, teacher", [
+    (None, 10, 3, 0.1, False, "a"), ("faces", 9, 3, 0.1, False, "a"), ("epoch", 10, 4, 0.1, False, "a"),
+    ("lr", 10, 3, 0.2, False, "a"), ("scaled gradients", 10, 3, 0.1, True, "a"),
+    ("teachers", 10, 3, 0.1, False, "b")])
+def test_hosts_that_differ_are_refused(name, rows, epoch, lr, scaled, teacher, monkeypatch):
     monkeypatch.setattr(train.dist, "init_process_group", lambda *_, **__: None)
     first = []
 
@@ -403,15 +426,15 @@ def test_hosts_that_differ_are_refused(name, rows, epoch, lr, scaled, monkeypatc
         told[:] = [first[0], own]
     monkeypatch.setattr(train.dist, "all_gather_object", gather)
 
-    def join(rows, epoch, lr, scaled):
+    def join(rows, epoch, lr, scaled, teacher):
         settings = {name: None for name in train.SETTINGS} | {"lr": lr, "pretrained": f"{lr}.pth"}
         trainer = argparse.Namespace(args=argparse.Namespace(**settings),
                                      scaler=Mock(is_enabled=lambda: scaled), device=torch.device("cpu"),
-                                     share=datasets.Share(0, 2))
+                                     share=datasets.Share(0, 2), teachers=[Mock(digest=teacher)])
         train.join_processes(trainer, {"set train": rows}, epoch)
-    join(10, 3, 0.1, False)
+    join(10, 3, 0.1, False, "a")
     with pytest.raises(datasets.DataError, match=f"differ in their {name}, ") if name else nullcontext():
-        join(rows, epoch, lr, scaled)
+        join(rows, epoch, lr, scaled, teacher)
 
 
 def test_other_processes_that_are_not_there_are_told(place, monkeypatch):
