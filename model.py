@@ -50,8 +50,9 @@ WIDEST_SIGMA = 6                        # years, of a label that is a guess or a
 AGE_DISTANCE = 0.1                      # weight of the distance in years beside the cross-entropy
 AGE_LOSS = 0.5                          # of the sum, whose gradients are more than twice those of the others
 SMOOTHING = 0.1                         # of the labels of gender and emotion
-# of a loss is the distance to teachers' predictions, softened by a temperature (emotion alone, 24 epochs at
-# 96 pixels: 68.4 % with steps of 64 images, untaught 67.5 % with 256, one run each)
+# the share of a loss that is the distance to teachers' predictions, and the temperature that softens them
+# (emotion alone, 24 epochs at 96 pixels: 68.4 % with steps of 64 images; untaught, with 256, 67.5 %; one run
+# each)
 TEACHER_SHARE, TEACHER_TEMPERATURE = 0.5, 2
 
 

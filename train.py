@@ -535,7 +535,8 @@ def prepare_run(resumed: dict | None, trainer: Trainer) -> tuple[Run, list[str]]
                 for teacher in trainer.teachers]
     if resumed:
         if not models.same_plain(resumed["training"].get("teachers", []), digests_of(trainer.teachers)):
-            raise DataError("--teacher: other files than those that the run began with; name those")
+            raise DataError("--teacher: other files than those that the run began with; name those, or none "
+                            "if it had none")
         run = Run.resume(args.resume, args.logs) if first else Run()
         again = models.read_checkpoint(args.resume)
         if again["epoch"] != resumed["epoch"]:
