@@ -157,10 +157,7 @@ def make_base(base: Path) -> Path:
     picture(base / "a.png", 3)
     assert ended("train.py", SMALL, base) == (0, "")
     (run,) = (base / "checkpoints").iterdir()
-    (run / "best.pth").rename(base / "tiny.pth")
-    shutil.rmtree(run)
-    assert ended("train.py", (*SMALL, "--teacher", "tiny.pth"), base) == (0, "")
-    (run,) = (base / "checkpoints").iterdir()
+    shutil.copy(run / "best.pth", base / "tiny.pth")
     content = torch.load(run / "last.pth", weights_only=True)
     content["settings"]["epochs"] = 2                       # so that the run is not finished
     torch.save(content, base / "last.pth")
