@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -43,9 +42,7 @@ import train  # noqa: E402
 
 ROUNDS = 5                              # that count, after one that does not
 STARTS = 3                              # of a process or of an empty cache, too slow to be done more often
-SET_BYTES = 20e9                        # of the sparse file
-PICTURES = 20_000                       # over which memory must not grow
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = datasets.cores()
 
 
 # ---- measuring
@@ -83,7 +80,7 @@ def ratio(above: list[float], below: list[float]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as text, '-' where they are not known."""
+    """Bytes as text, '-' where they are unknown."""
     return "-" if math.isnan(count) else f"{count / 1e9:.2f} GB"
 
 
@@ -122,8 +119,9 @@ def draw(root: Path) -> None:
 
 
 def load(args: argparse.Namespace, root: Path, cache: Path) -> datasets.Faces:
-    """The sample's train parts of all three tasks, decoded."""
-    return datasets.load(root, ("cvpr2016", "fer2013"), "train", datasets.TASKS, args.image_size, cache)
+    """The sample's train parts of all three tasks, prepared."""
+    parts, _ = datasets.read(root, ("cvpr2016", "fer2013"), "train", datasets.TASKS)
+    return datasets.load(parts, datasets.TASKS, args.image_size, cache)
 
 
 def training(args: argparse.Namespace, device: torch.device, root: Path, scratch: Path) -> list[list[str]]:
@@ -143,11 +141,11 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
         trainer.train_epoch(1)
 
     def network() -> tuple:
-        model = models.FaceNet().to(device, memory_format=torch.channels_last).train()
+        model = models.FaceAttributeNet().to(device, memory_format=torch.channels_last).train()
         return model, train.make_optimizer(model, 0.001, 0.0)
 
-    def step(model: models.FaceNet, optimizer: torch.optim.Optimizer, images: torch.Tensor,
-             labels: datasets.Labels) -> None:
+    def step(model: models.FaceAttributeNet, optimizer: torch.optim.Optimizer, images: torch.Tensor,
+             labels: dict[str, torch.Tensor]) -> None:
         with torch.autocast(device.type, trainer.precision, enabled=trainer.precision is not torch.float32):
             outputs = model(images)
         loss = sum(values.mean() for values in models.losses(outputs, labels).values())
@@ -155,9 +153,9 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
         loss.backward()
         optimizer.step()
     bare, theirs = network(), network()
-    batch = next(datasets.batches(faces, args.batch_size, args.batch_size, models.DRAWS, 0, 1))
-    labels = datasets.labels_of(faces, batch.rows, device)
-    images = datasets.gather(trainer.faces, batch.rows, device)
+    batch = next(datasets.batches(faces, args.batch_size, args.batch_size, models.DRAWS, (0, 1)))
+    labels = faces.labels(batch.rows, device)
+    images = trainer.faces.gather(batch.rows, device)
     images = models.augment(images, args.image_size, batch.draws.to(device))
 
     def limit() -> None:
@@ -183,7 +181,8 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
                 genders = genders.to(device, non_blocking=True)
                 unknown = torch.full_like(genders, -1)
                 years = unknown * torch.nan
-                step(*theirs, images, datasets.Labels(years, years, genders, unknown))
+                step(*theirs, images,
+                     {"age": years, "age_std": years, "gender": genders, "emotion": unknown})
         return run
     shown = 3 * settings.samples
     speeds = compare(device, limit=(count, lambda: limit), project=(shown, lambda: project),
@@ -206,29 +205,24 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
 
 def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
     """Rows on evaluation: the bare forward pass and evaluate.py's own loop."""
-    loaded = load(args, root, root / ".cache")
-
-    def repeated(faces: datasets.Faces) -> datasets.Faces:      # a real valid part is larger: full batches
-        return faces.keep(np.sort(np.arange(math.ceil(args.steps / 3) * evaluate.BATCH) % len(faces)))
-    # some `steps` batches of all three
-    faces = datasets.join([repeated(loaded.only(number)) for number in range(len(loaded.parts))])
+    faces = load(args, root, root / ".cache")
+    # full batches, as a real valid part has them
+    count = math.ceil(args.steps / 3) * evaluate.BATCH
+    rows = [np.flatnonzero(faces["part"] == number) for number in range(len(faces.parts))]
+    faces = faces.keep(np.concatenate([np.sort(np.resize(some, count)) for some in rows]))
     total = len(faces)
-    model = models.FaceNet().to(device).eval()
-    network, plain = (of.to(memory_format=torch.channels_last) for of in (models.fuse(model), model))
-    images = datasets.gather(faces, np.arange(evaluate.BATCH), device)
-    images = models.prepare(images, args.image_size)
+    network = models.FaceAttributeNet().to(device, memory_format=torch.channels_last).eval()
+    images = models.prepare(faces.gather(np.arange(evaluate.BATCH), device), args.image_size)
 
     @torch.inference_mode()
-    def forward(of: models.FaceNet) -> None:
+    def forward() -> None:
         for _ in range(total // evaluate.BATCH):
-            of(images)
+            network(images)
 
     def project() -> None:
-        evaluate.predict(model, faces, args.image_size, datasets.TASKS, device)
-    speeds = compare(device, plain=(total, lambda: lambda: forward(plain)),
-                     limit=(total, lambda: lambda: forward(network)), project=(total, lambda: project))
-    return [["evaluation, the limit: the bare forward pass", speed(speeds["limit"]),
-             f"{ratio(speeds['limit'], speeds['plain'])} times as fast as with BatchNorm not folded"],
+        evaluate.predict(network, faces, args.image_size, datasets.TASKS, device)
+    speeds = compare(device, limit=(total, lambda: forward), project=(total, lambda: project))
+    return [["evaluation, the limit: the bare forward pass", speed(speeds["limit"]), ""],
             ["evaluation, this project", speed(speeds["project"]),
              f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
 
@@ -243,7 +237,7 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
     with Image.open(ROOT / "checkpoints/resnet18-age-gender-emotion-photo.png") as annotated:
         # a face, without its label
         annotated.convert("RGB").crop((60, 20, 270, 170)).resize((640, 480)).save(photo, quality=90)
-    network = models.fuse(models.FaceNet().to(device)).to(memory_format=torch.channels_last)
+    network = models.fuse(models.FaceAttributeNet().to(device)).to(memory_format=torch.channels_last)
     opened = evaluate.Opened(network, scratch, args.image_size, args.image_size, list(datasets.TASKS),
                              device, True, {})
 
@@ -285,35 +279,6 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
     return rows
 
 
-def flat_pictures(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
-    """A row on the growth of anonymous memory over 20,000 pictures, from a tenth of them on."""
-    code = """
-import contextlib, torch
-import evaluate, model
-checkpoint, csv, size, count, *files = sys.argv[1:]
-size, count, told, held = int(size), int(count), 0, []
-torch.save({'model': model.FaceNet().state_dict(), 'image_size': size, 'tasks': list(evaluate.TASKS),
-            **model.description()}, checkpoint)
-tell_picture = evaluate.tell
-def counted(*arguments):
-    global told
-    told += 1
-    if told in (count // 10, count):
-        held.append(memory('RssAnon'))
-    return tell_picture(*arguments)
-evaluate.tell = counted
-sys.argv[1:] = ['--checkpoint', checkpoint, '--csv', csv, '-']
-sys.stdin = (files[i % len(files)] for i in range(count))
-with contextlib.redirect_stdout(open('/dev/null', 'w')):
-    evaluate.main()
-tell(held[1] - held[0])
-"""
-    files = sorted(root.glob("cvpr2016/gender/train/*/*.jpg"))[:50]
-    growth, _ = python(code, scratch / "c.pth", scratch / "pictures.csv", args.image_size, PICTURES, *files)
-    return [[f"memory from picture {PICTURES // 10:,} to {PICTURES:,}",
-             "-" if math.isnan(growth) else f"{growth / 1e6:+.1f} MB", "anonymous; with --csv"]]
-
-
 def starting(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
     """Rows on the way from the command to the first step, images decoded, and on the memory of training."""
     code = """
@@ -343,92 +308,16 @@ train.main()
             ["peak memory of a training process", size(statistics.median(peaks)), ""]]
 
 
-def labels(args: argparse.Namespace, scratch: Path) -> list[list[str]]:
-    """A row on reading the labels of a made IMDB-WIKI, in its own size 523,051 rows of 20,284 people."""
-    from scipy.io import savemat
-
-    def cells(values: list) -> np.ndarray:
-        table = np.empty((1, len(values)), dtype=object)
-        for i, value in enumerate(values):
-            table[0, i] = value
-        return table
-    rng, count = np.random.default_rng(0), args.rows
-    celebrities = rng.integers(20284, size=count)
-    names = [f"Person Number {i}" for i in range(20284)]
-    folder = scratch / "imdb-wiki/imdb_crop"
-    folder.mkdir(parents=True)
-    savemat(folder / "imdb.mat", {"imdb": {
-        "dob": rng.integers(693962, 728294, (1, count), np.int32),
-        "photo_taken": rng.integers(1985, 2016, (1, count)).astype(np.uint16),
-        "full_path": cells([f"{i % 100:02}/nm{celebrity:07}_rm{31 * i:09}_1950-1-15_1990.jpg"
-                            for i, celebrity in enumerate(celebrities)]),
-        "gender": rng.choice([0, 1, np.nan], (1, count), p=[0.42, 0.56, 0.02]),
-        "name": cells([names[i] for i in celebrities]),
-        "face_location": cells([np.array([[1.0, 1.0, 200.0, 200.0]]) for _ in range(count)]),
-        "face_score": rng.choice([-np.inf, 3.0], (1, count), p=[0.1, 0.9]),
-        "second_face_score": rng.choice([np.nan, 2.5], (1, count)),
-        "celeb_names": cells(names), "celeb_id": celebrities[None] + 1.0}})
-    code = """
-import datasets
-from pathlib import Path
-begin = time.perf_counter()
-for subset in datasets.SUBSETS:
-    datasets.read(Path(sys.argv[1]), ['imdb-wiki'], subset, datasets.TASKS, Path(sys.argv[1]) / '.cache')
-tell(time.perf_counter() - begin)
-"""
-    (taken, peak), (imports,) = python(code, scratch), python("import datasets, scipy.io")
-    return [[f"labels of {count:,} rows of IMDB-WIKI, read and split", f"{taken:.1f} s",
-             f"peak memory {size(peak)}, {size(imports)} of it the imports"]]
-
-
-def flat_memory(args: argparse.Namespace, scratch: Path) -> list[list[str]]:
-    """A row on the growth of anonymous memory, which the page cache is no part of, over batches of a large
-    set: a sparse file, all of it a hole, of which nothing is on disk.
-    """
-    count, steps = int(SET_BYTES) // (3 * args.image_size ** 2), 2000
-    code = """
-import numpy as np, torch
-import datasets
-from pathlib import Path
-file, count, side, batch_size, steps = Path(sys.argv[1]), *map(int, sys.argv[2:])
-with open(file, 'wb') as output:
-    output.truncate(count * side * side * 3)
-files = np.arange(count).astype(np.dtypes.StringDType())
-faces = datasets.new_faces(file.parent, files, age=np.arange(count) % 100)
-faces.parts[0].pixels = datasets.Images(file, (side, side, 3), count)
-begin, held = time.perf_counter(), []
-for i, batch in enumerate(datasets.batches(faces, steps * batch_size, batch_size, 0, 0, 1), 1):
-    datasets.gather(faces, batch.rows, torch.device('cpu'))
-    if i in (steps // 10, steps):
-        held.append(memory('RssAnon'))
-tell(held[1] - held[0])
-tell((time.perf_counter() - begin) / steps)
-"""
-    growth, taken, _ = python(code, scratch / "holes.u8", count, args.image_size, args.batch_size, steps)
-    return [[f"memory from batch {steps // 10} to {steps:,} of {count:,} images",
-             "-" if math.isnan(growth) else f"{growth / 1e6:+.1f} MB",
-             f"anonymous; a sparse file of {SET_BYTES / 1e9:.0f} GB, none of it on disk, "
-             f"{1000 * taken:.1f} ms a batch"]]
-
-
 def main() -> None:
     parser = datasets.Parser(__doc__)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--image-size", type=datasets.in_range(int, 16, 1024), default=64, metavar="PX",
+    parser.add_argument("--image-size", type=datasets.at_least(16), default=64, metavar="PX",
                         help="default: 64")
-    parser.add_argument("--batch-size", type=datasets.in_range(int, 3), default=64, metavar="N",
+    parser.add_argument("--batch-size", type=datasets.at_least(3), default=64, metavar="N",
                         help="default: 64")
-    parser.add_argument("--steps", type=datasets.in_range(int, 1), default=20, metavar="N",
+    parser.add_argument("--steps", type=datasets.at_least(1), default=20, metavar="N",
                         help=f"training steps a round, of {ROUNDS + 1} rounds (default: 20)")
-    parser.add_argument("--rows", type=datasets.in_range(int, 0), default=523051, metavar="N",
-                        help="rows of the made IMDB-WIKI, 0 for none (default: 523051)")
     args = parser.parse_args()
-    if args.rows:
-        try:
-            import scipy.io  # noqa: F401
-        except ImportError:
-            told = "IMDB-WIKI's labels need scipy: pip install scipy, or --rows 0"
-            raise datasets.DataError(told) from None
     device = models.pick_device(args.device)
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     torch.manual_seed(0)
@@ -436,16 +325,12 @@ def main() -> None:
     print(f"{CORES} CPU cores ({platform.machine()}){gpu}; torch {torch.__version__}, {precision} training; "
           f"{args.image_size} px, batches of {args.batch_size}; {shlex.join(['python', *sys.argv])}\n",
           flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that the temporary folder goes even then
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         sample = scratch / "sample"
-        datasets.build_once(sample, draw)
+        draw(sample)
         rows = training(args, device, sample, scratch) + evaluation(args, device, sample)
-        rows += pictures(args, device, sample, scratch) + flat_pictures(args, sample, scratch)
-        rows += starting(args, sample, scratch)
-        rows += labels(args, scratch) if args.rows else []
-        rows += flat_memory(args, scratch)
+        rows += pictures(args, device, sample, scratch) + starting(args, sample, scratch)
     print(evaluate.table(["", "measured", "ratio, remarks"], rows))
 
 

@@ -1,13 +1,14 @@
-"""Whether faces that --detect finds in photos are judged as well as a set's own crops.
+"""Whether faces that --detect finds in photos are predicted as well as a data set's crops.
 
     python tests/found_faces.py --data data --checkpoint checkpoints/RUN/best.pth
 
 Takes some of UTKFace's valid faces as they come, tight, pasted into a larger picture, and tilted there by 25
-degrees. Prints in how many a face is found, and a table of the figures: the differences to the set's own
+degrees. Prints in how many a face is found, and a table of the figures: the differences to the data set's
 crops, face by face.
 """
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,21 +37,21 @@ def main() -> None:
     parser = datasets.Parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE",
                         help="a model that was trained with --detect")
-    parser.add_argument("--faces", type=datasets.in_range(int, 1), default=400, metavar="N",
+    parser.add_argument("--faces", type=datasets.at_least(1), default=400, metavar="N",
                         help="default: 400")
-    parser.add_data()
+    parser.add_data("as it is, since faces are always searched here")
     args = parser.parse_args()
-    root, cache = datasets.folders(args)
+    root, _ = datasets.folders(args)
     model, content = models.open_checkpoint(args.checkpoint)
     size = content["image_size"]
-    faces, _ = datasets.read(root, ["utkface"], "valid", TASKS, cache)
-    rows = np.random.default_rng(1).permutation(len(faces))[:args.faces]
-    faces = faces.keep(np.sort(rows))
-    pictures = [datasets.open_picture(root / "utkface" / file, None) for file in faces.file.tolist()]
+    (part,), _ = datasets.read(root, ["utkface"], "valid", TASKS)
+    rows = np.random.default_rng(1).permutation(len(part.faces))[:args.faces]
+    part.faces = [part.faces[row] for row in sorted(rows)]
+    faces = datasets.Faces.of(part)
+    pictures = [datasets.open_picture(part.folder / face.file) for face in part.faces]
 
     def predicted(crops: list[np.ndarray]) -> evaluate.Predictions:
-        table = datasets.new_faces(root, faces.file, age=faces.age, gender=faces.gender)
-        table.parts[0].pixels = np.stack(crops)
+        table = replace(faces, images=[np.stack(crops)])
         return evaluate.predict(model, table, size, TASKS, torch.device("cpu"))
 
     def found(name: str, change: Callable[[Image.Image], Image.Image]) -> evaluate.Predictions:
@@ -58,16 +59,17 @@ def main() -> None:
         for picture in map(change, pictures):
             boxes = datasets.find_faces(picture)
             count, more = count + bool(boxes), more + max(0, len(boxes) - 1)
-            crops.append(datasets.align(picture, datasets.main_face(boxes, picture.size).points, size)
-                         if boxes else datasets.face_crop(picture, size))
+            crops.append(datasets.align(picture, datasets.main_face(boxes, picture.size).landmarks, size)
+                         if boxes else datasets.center_crop(picture, size))
         print(f"{name}: a face found in {count} of {len(pictures)} pictures, and {more} further boxes")
         return predicted(crops)
-    rivals = {"the set's own crops": predicted([datasets.face_crop(picture, size) for picture in pictures])}
+    center = [datasets.center_crop(picture, size) for picture in pictures]
+    results = {"the data set's crops": predicted(center)}
     for name, change in (("tight", lambda face: face), ("pasted", pasted),
                          ("tilted", lambda face: pasted(face, 25))):
-        rivals[name] = found(name, change)
-    print(evaluate.comparison_table(faces, rivals, np.ones(len(faces), dtype=bool)))
+        results[name] = found(name, change)
+    print(evaluate.comparison_table(faces, results, np.ones(len(faces), dtype=bool)))
 
 
 if __name__ == "__main__":
-    datasets.script(main, models.CheckpointError)
+    datasets.script(main)

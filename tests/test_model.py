@@ -11,22 +11,18 @@ import torchvision
 
 import datasets
 import model as models
-from model import CheckpointError, FaceNet, load_weights
+from model import CheckpointError, FaceAttributeNet, load_weights
 
 
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return FaceNet()
+    return FaceAttributeNet()
 
 
 def labels(age=(), gender=(), emotion=()):
-    return datasets.Labels(torch.tensor(age), torch.full((len(age),), math.nan), torch.tensor(gender),
-                           torch.tensor(emotion))
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return {"age": torch.tensor(age), "age_std": torch.full((len(age),), math.nan),
+            "gender": torch.tensor(gender), "emotion": torch.tensor(emotion)}
 
 
 # ---- the network
@@ -36,19 +32,6 @@ def test_three_heads_and_only_those_asked_for(network):
     assert {task: logits.shape for task, logits in network(images).items()} == {
         "age": (2, 101), "gender": (2, 2), "emotion": (2, 7)}
     assert list(network(images, ("gender",))) == ["gender"]
-
-
-def test_fused_network_is_the_same_function(network):
-    network.train()
-    with torch.no_grad():
-        network(random(8, 3, 64, 64, seed=1))               # statistics of its own
-    images = random(4, 3, 64, 64, seed=2)
-    fused = models.fuse(network)
-    assert network.training
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
-    network.eval()
-    for ours, theirs in zip(network(images).values(), fused(images).values()):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_expected_age():
@@ -76,15 +59,15 @@ def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does_and_erases_what
     grid = torch.nn.functional.affine_grid(theta.view(5, 2, 3), [5, 3, 64, 64], align_corners=False)
     moved = torch.nn.functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border",
                                             align_corners=False)
-    augmented = models.augment([images], 64, draws)
+    augmented = models.augment(images, 64, draws)
     torch.testing.assert_close(augmented, models.normalise(moved), atol=1e-3, rtol=0)
     # grey: all channels alike; a hole: a tenth of the side high and a quarter wide, in the middle
     still = torch.full((5, models.DRAWS), 0.5)
     still[:, 5] = 0
-    grey = models.augment([images], 64, still) * channels(models.STD) + channels(models.MEAN)
+    grey = models.augment(images, 64, still) * channels(models.STD) + channels(models.MEAN)
     torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-4, rtol=0)
     still[:, 8], still[:, 11] = 0, 0
-    hole = (models.augment([images], 64, still) == 0).all(1)[0]
+    hole = (models.augment(images, 64, still) == 0).all(1)[0]
     rows, columns = hole.any(1).nonzero().ravel(), hole.any(0).nonzero().ravel()
     # 64 times 0.45 to 0.55, and 0.375 to 0.625
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 35, 24, 39)
@@ -92,8 +75,7 @@ def test_augment_turns_scales_shifts_mirrors_as_affine_grid_does_and_erases_what
 
 def test_augment_without_chance_is_prepare():
     rng = np.random.default_rng(0)
-    images = [torch.from_numpy(rng.integers(0, 255, shape, np.uint8))
-              for shape in ((2, 64, 64, 3), (3, 48, 48, 1))]
+    images = torch.from_numpy(rng.integers(0, 255, (5, 64, 64, 3), np.uint8))
     draws = torch.full((5, models.DRAWS), 0.5)
     batch = models.augment(images, 64, draws)
     expected = models.prepare(images, 64)
@@ -111,9 +93,10 @@ def test_prepare_normalises_as_torchvision_does():
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = (image[0].permute(2, 0, 1) / 255 - channels(models.MEAN)) / channels(models.STD)
-    torch.testing.assert_close(models.prepare([image], 16)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(models.prepare(image, 16)[0], expected, atol=1e-5, rtol=1e-5)
     luma = (image.float() * channels(models.LUMA).view(3)).sum(3, keepdim=True)
-    torch.testing.assert_close(models.prepare([image], 16, grey=True), models.prepare([luma], 16))
+    grey = (luma.permute(0, 3, 1, 2) / 255 - channels(models.MEAN)) / channels(models.STD)
+    torch.testing.assert_close(models.prepare(image, 16, grey=True), grey, atol=1e-5, rtol=1e-5)
 
 
 # ---- its losses
@@ -129,7 +112,7 @@ def test_losses_are_of_logits_and_count_only_known_labels():
 
 
 def test_an_unknown_label_gives_no_gradient():
-    logits = {task: torch.randn(2, classes, requires_grad=True) for task, classes in models.CLASSES.items()}
+    logits = {task: torch.randn(2, classes, requires_grad=True) for task, classes in models.NUM_CLASSES.items()}
     losses = models.losses(logits, labels([math.nan, 3.0], [-1, 1], [-1, 2]))
     sum(loss.sum() for loss in losses.values()).backward()
     for values in logits.values():
@@ -137,7 +120,7 @@ def test_an_unknown_label_gives_no_gradient():
 
 
 def test_teachers_predictions_have_half_of_a_loss_also_where_the_label_is_unknown():
-    outputs = {task: torch.zeros(2, classes, requires_grad=True) for task, classes in models.CLASSES.items()}
+    outputs = {task: torch.zeros(2, classes, requires_grad=True) for task, classes in models.NUM_CLASSES.items()}
     known = models.losses(outputs, labels([math.nan] * 2, [-1, 1], [-1, 3]))
     told = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
     learned = models.distilled(known, outputs, {"emotion": models.soft_targets(told)})
@@ -157,7 +140,7 @@ def test_torchvision_weights_with_and_without_prefix(tmp_path):
     state = torchvision.models.resnet18().state_dict()
     for prefix in ("", "module.", "module.resNet.", "backbone."):
         torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "a.pth")
-        network = FaceNet()
+        network = FaceAttributeNet()
         line = load_weights(network, tmp_path / "a.pth")
         assert torch.equal(network.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
         assert torch.equal(network.bn1.running_mean, state["bn1.running_mean"])
@@ -173,19 +156,19 @@ def test_weights_among_other_tensors_of_a_checkpoint(tmp_path):
     optimizer.step()
     torch.save({"optimizer": optimizer.state_dict(), "best_acc1": torch.tensor(69.8), "arch": "resnet18",
                 "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
-    assert "120 of the model's 132 tensors loaded" in load_weights(FaceNet(), tmp_path / "a.pth")
+    assert "120 of the model's 132 tensors loaded" in load_weights(FaceAttributeNet(), tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("ages, expected", [
     (101, "128 of the model's 132 tensors loaded; new: emotion.0, emotion.2"),
     (70, "126 of the model's 132 tensors loaded; new: age.2, emotion.0, emotion.2 "
-         "(its age head tells 70 ages, not 101)")])
+         "(its age head has 70 ages, not 101)")])
 def test_age_gender_pred(tmp_path, ages, expected):
     state = {f"resNet.{name}": value for name, value in torchvision.models.resnet18().state_dict().items()}
     for name, out in (("fc1", 512), ("age_cls_pred", ages), ("fc2", 512), ("gen_cls_pred", 2)):
         state |= {f"{name}.weight": torch.randn(out, 512), f"{name}.bias": torch.randn(out)}
     torch.save({"epoch": 3, "state_dic": state, "optimizer": {"state": {}}}, tmp_path / "res18_cls70.pth")
-    network = FaceNet()
+    network = FaceAttributeNet()
     line = load_weights(network, tmp_path / "res18_cls70.pth")
     assert torch.equal(network.gender[2].weight, state["gen_cls_pred.weight"])
     assert torch.equal(network.age[0].weight, state["fc1.weight"])
@@ -197,7 +180,7 @@ def test_age_gender_pred(tmp_path, ages, expected):
 def test_half_precision_weights_of_our_own(tmp_path, network):
     halves = {name: value.half() for name, value in network.state_dict().items()}
     torch.save({"model": halves}, tmp_path / "a.pth")
-    other = FaceNet()
+    other = FaceAttributeNet()
     assert load_weights(other, tmp_path / "a.pth").endswith("132 of the model's 132 tensors loaded")
     torch.testing.assert_close(other.age[2].weight, network.age[2].weight, atol=1e-3, rtol=1e-3)
 
@@ -209,7 +192,7 @@ class Evil:
 
 def test_weights_that_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save(FaceNet().state_dict(), "whole.pth")
+    torch.save(FaceAttributeNet().state_dict(), "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "truncated.pth").write_bytes(whole[:len(whole) // 2])
     (tmp_path / "empty.pth").write_bytes(b"")
@@ -221,25 +204,89 @@ def test_weights_that_are_refused(tmp_path, monkeypatch):
     torch.save({"conv1.weight": torch.zeros(2, 2), "features.0.weight": torch.zeros(64, 3, 11, 11)},
                "other.pth")
     torch.save({"conv1.weight": torch.full((64, 3, 7, 7), math.nan)}, "nan.pth")
-    for name, expected in (("missing", "no checkpoint"), ("truncated", "truncated"), ("empty", "truncated"),
+    for name, expected in (("missing", "no checkpoint"), ("truncated", "damaged"), ("empty", "damaged"),
                            ("text", "refused"), ("evil", "refused"), ("evil2", "refused"),
                            ("list", "expected a dict"), ("none", "none of its 0 tensors"),
                            ("other", "none of its 2 tensors"), ("nan", "no numbers")):
         with pytest.raises(CheckpointError, match=expected):
-            load_weights(FaceNet(), f"{name}.pth")
+            load_weights(FaceAttributeNet(), f"{name}.pth")
     assert not (tmp_path / "evil.txt").exists()
 
 
 def test_weights_of_a_deeper_network_are_refused(tmp_path):
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="of a deeper network, it has layer1.2"):
-        load_weights(FaceNet(), tmp_path / "a.pth")
+        load_weights(FaceAttributeNet(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content, expected", [
+    (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    (b"\n<!DOCTYPE html>", "a web page"),
+    (b"\x10\0\0\0\0\0\0\0{\"a\": 1}", "in the safetensors format"),
+    (b"PK\x03\x04", "damaged, or not a PyTorch checkpoint")])
+def test_files_that_are_taken_for_checkpoints_are_named(content, expected, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"a.pth: {expected}"):
+        load_weights(FaceAttributeNet(), tmp_path / "a.pth")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save(FaceAttributeNet().state_dict(), tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[len(content) // 2] ^= 64
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_weights(FaceAttributeNet(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("prefix, sequential", [
+    ("encoder_q.", False), ("backbone.body.", False), ("model.0.", False), ("features.", True)])
+def test_prefixes_and_sequential_networks(prefix, sequential, tmp_path):
+    theirs = torchvision.models.resnet18()
+    state = (torch.nn.Sequential(*theirs.children()) if sequential else theirs).state_dict()
+    torch.save({"net": {prefix + name: value for name, value in state.items()}, "best": np.float64(71)},
+               tmp_path / "a.pth")
+    network = FaceAttributeNet()
+    assert "120 of the model's 132 tensors loaded" in load_weights(network, tmp_path / "a.pth")
+    assert torch.equal(network.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+# ---- checkpoints
+
+def checkpoint(network, **changed):
+    return {"model": network.state_dict(), "image_size": 64, "decoded_size": 96, "tasks": ["age"],
+            "temperatures": {"age": 0.7}, "drawn": False, "detected": True, **models.description(), **changed}
+
+
+def test_a_checkpoint_is_opened_ready_for_use(tmp_path, network):
+    models.save_checkpoint(checkpoint(network), tmp_path / "a.pth")
+    opened, content = models.open_checkpoint(tmp_path / "a.pth")
+    assert not opened.training and (content["image_size"], content["decoded_size"]) == (64, 96)
+    assert torch.equal(opened.age[2].weight, network.age[2].weight)
+
+
+@pytest.mark.parametrize("changed, expected", [
+    ({"genders": ["male", "female"]}, r"its genders are \['male', 'female'\]"),
+    ({"model": {}}, "not of this network"), ({"model": 3}, "not of this network"),
+    ({"model": {"conv1.weight": torch.zeros(3)}}, "not of this network")])
+def test_a_checkpoint_of_another_network_is_refused(changed, expected, tmp_path, network):
+    models.save_checkpoint(checkpoint(network, **changed), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=expected):
+        models.open_checkpoint(tmp_path / "a.pth")
+    torch.save({"model": network.state_dict()}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="it has no image_size"):
+        models.open_checkpoint(tmp_path / "b.pth")
 
 
 def test_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    models.write_checkpoint({"epoch": 1}, tmp_path / "last.pth")
+    models.save_checkpoint({"epoch": 1}, tmp_path / "last.pth")
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(datasets.DataError, match="last.pth: can't be written .No space left"):
-        models.write_checkpoint({"epoch": 2}, tmp_path / "last.pth")
+        models.save_checkpoint({"epoch": 2}, tmp_path / "last.pth")
     assert torch.load(tmp_path / "last.pth", weights_only=True) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(datasets.DataError, match="cuda:7: can't be used here.*--device cpu"):
+        models.pick_device("cuda:7")
