@@ -288,8 +288,6 @@ class Run:
             self.open(log, "a")
             content = models.read_checkpoint(file)      # locked, so that it is the last one
         self.epoch, self.best = content["epoch"], content["training"]["best"]
-        if self.epoch >= content["settings"]["epochs"]:
-            raise DataError(f"{file}: the run is finished, at epoch {self.epoch}")
         return content
 
     def open(self, log: Path, mode: str) -> None:
@@ -511,6 +509,8 @@ def prepare(run: Run, args: argparse.Namespace, file: Path | None) -> tuple[Trai
     saved = run.reopen(file) if file else None
     if saved:
         args = resumed(args, saved["settings"])
+        if run.epoch >= args.epochs:
+            raise DataError(f"{file}: the run is finished, at epoch {run.epoch}")
     settings = complete(args)
     root, _ = datasets.folders(args)
     run.about = {"settings": settings, "drawn": datasets.is_drawn(root), "detected": args.detect}

@@ -1,45 +1,39 @@
-"""Readers, decoding and its cache, batches."""
+"""Readers, images, the cache, copies, batches, the report, and what the scripts share."""
 import argparse
-import multiprocessing
+import copy
+import csv
+import io
+import math
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from scipy.io import savemat
 
 import datasets
 import model as models
 from conftest import ROOT, picture, run
-from datasets import DataError, Missing
+from datasets import DataError, Face, Missing
 
 CPU = torch.device("cpu")
 
 
-def fer_csv(root, rows, name="fer2013.csv", header="emotion,pixels,Usage"):
-    (root / "fer2013").mkdir(parents=True, exist_ok=True)
-    (root / "fer2013" / name).write_text("\n".join([header, *rows]) + "\n")
+def read(root, dataset, subset="train", tasks=datasets.TASKS):
+    return datasets.read(root, [dataset], subset, tasks)[0]
 
 
-def fer_row(emotion=3, value=7, usage="Training", pixels=48 * 48):
-    return f"{emotion},{' '.join([str(value)] * pixels)},{usage}"
-
-
-def load(root, split, subset="train", tasks=datasets.TASKS, size=16):
-    return datasets.load(root, [split], subset, tasks, size, root / ".cache")
-
-
-def pixels(faces, part=0):
-    """All pixels of a part, as an array."""
-    stored = faces.parts[part].pixels
-    return stored[np.arange(len(stored))]
+def load(root, dataset, subset="train", tasks=datasets.TASKS, size=16):
+    return datasets.load(read(root, dataset, subset, tasks), tasks, size, root / ".cache")
 
 
 def dropped(faces, part=0):
@@ -47,138 +41,196 @@ def dropped(faces, part=0):
     return {reason: len(names) for reason, names in faces.parts[part].dropped.items()}
 
 
-# ---- FER2013
-
-def test_fer2013_csv(tmp_path):
-    fer_csv(tmp_path, [fer_row(3, 7), fer_row(6, 250, "PublicTest"), fer_row(0, 0),
-                       fer_row(1, 9, "PrivateTest")])
-    train, valid, test = (load(tmp_path, "fer2013", subset) for subset in datasets.SUBSETS)
-    assert [faces.emotion.tolist() for faces in (train, valid, test)] == [[3, 0], [6], [1]]
-    assert pixels(train).shape == (2, 48, 48, 1) and pixels(train).dtype == np.uint8
-    assert (pixels(train)[0] == 7).all() and (pixels(train)[1] == 0).all() and (pixels(valid) == 250).all()
-    assert train.file.tolist() == ["0", "1"]
+def make(folder, *files, **texts):
+    """Different pictures called `files` in a folder, and text files."""
+    for i, name in enumerate(files):
+        picture(folder / name, i)
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
 
 
-def test_fer2013_challenge_release_with_spaces_in_its_header(tmp_path):
-    row = fer_row().split(",")
-    fer_csv(tmp_path, [f"{row[0]},{row[2]},{row[1]}"], "icml_face_data.csv", "emotion, Usage, pixels")
-    assert load(tmp_path, "fer2013").emotion.tolist() == [3]
+def gender_set(root, count=6):
+    make(root / "cvpr2016/gender/train", *(f"{('female', 'male')[i % 2]}/{i}.jpg" for i in range(count)))
+    return root
 
 
-@pytest.mark.parametrize("rows, header, expected", [
-    ([fer_row()], "emotion,pixels", "Usage"),
-    ([fer_row()], "emotion,pixels,Usage,more", "more"),
-    ([fer_row(), fer_row(pixels=2303)], None, "line 3: 2303 pixels; expected 2304"),
-    ([fer_row(value=256)], None, "line 2: a pixel of 256"),
-    ([fer_row(value=-1)], None, "line 2: a pixel of -1"),
-    ([fer_row(value="x")], None, "line 2: a pixel is not a number"),
-    ([fer_row(emotion=7)], None, "line 2: emotion is '7'"),
-    ([fer_row(emotion="happy")], None, "line 2: emotion is 'happy'"),
-    ([fer_row(usage="Testing")], None, "Usage is 'Testing'"),
-    (["3,1 2 3"], None, "line 2: 2 fields"),
-    ([], None, "no rows"),
-    ([], "", "empty file"),
+def row(emotion=3, value=7, usage="Training", pixels=48 * 48):
+    return f"{emotion},{' '.join([str(value)] * pixels)},{usage}\n"
+
+
+FER = "emotion,pixels,Usage\n"
+AGES = "image,mean,stdv\n"
+RANGES = "file,age,gender,race,service_test\n"
+
+
+# ---- layouts: the files of a data set, and the faces of a part
+
+@pytest.mark.parametrize("dataset, subset, pictures, texts, expected", [
+    ("fer2013", "valid", [], {"fer2013.csv": FER + row() + row(6, 250, "PublicTest") + row(1, 9, "PublicTest")},
+     [Face("0", emotion=6), Face("1", emotion=1)]),
+    ("fer2013", "train", [], {"icml_face_data.csv": "emotion, Usage, pixels, more\n"
+                              + ",".join(np.array(row(0).strip().split(","))[[0, 2, 1]]) + ",x\n"},
+     [Face("0", emotion=0)]),
+    *(("fer2013", subset, ["train/happy/a.jpg", "test/sad/PublicTest_1.png", "test/angry/PrivateTest_1.png"],
+       {}, [face]) for subset, face in (("train", Face("train/happy/a.jpg", emotion=3)),
+                                        ("valid", Face("test/sad/PublicTest_1.png", emotion=4)),
+                                        ("test", Face("test/angry/PrivateTest_1.png", emotion=0)))),
+    ("cvpr2016", "train", ["age/train/x.jpg"], {"age/train_gt.csv": AGES + "x.jpg,31.5,4.25\n"},
+     [Face("age/train/x.jpg", 31.5, 4.25)]),
+    ("cvpr2016", "test", ["age/test/x.jpg_face.jpg"], {
+        "age/gt_avg_test.csv": "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n"
+                               "x.jpg,38,31.5,4.25,30\n"}, [Face("age/test/x.jpg_face.jpg", 31.5, 4.25)]),
+    # of another machine, by a spreadsheet program
+    ("cvpr2016", "train", ["age/train/a/x.jpg"], {
+        "age/train_gt.csv": "\ufeffimage;mean;stdv;z\nC:\\age\\train\\a\\x.jpg;31.5;4.25;1\n"},
+     [Face("age/train/a/x.jpg", 31.5, 4.25)]),
+    ("cvpr2016", "valid", ["age/VALID/031/x.jpg"], {}, [Face("age/VALID/031/x.jpg", 31)]),
+    ("cvpr2016", "train", ["gender/train/female/a.jpg", "gender/train/male/b.jpg"], {},
+     [Face("gender/train/female/a.jpg", gender=0), Face("gender/train/male/b.jpg", gender=1)]),
+    # in UTKFace's names 0 is male, 1 female
+    ("utkface", "train", ["21_1_1_20170101.jpg.chip.jpg", "crop_part1/22_0_2_20170102.jpg",
+                          "UTKFace/part2/23_1_3_20170103.jpg.chip.jpg", "27_1_2_20170127.jpg.chip.jpg"], {},
+     [Face("21_1_1_20170101.jpg.chip.jpg", 21, gender=0, group="Black"),
+      Face("UTKFace/part2/23_1_3_20170103.jpg.chip.jpg", 23, gender=0, group="Indian"),
+      Face("crop_part1/22_0_2_20170102.jpg", 22, gender=1, group="Asian")]),
+    *(("fairface", subset, ["train/1.jpg", "train/2.jpg", "train/3.jpg", "train/11.jpg", "val/1.jpg"], {
+        "fairface_label_train.csv": RANGES + "train/1.jpg,20-29,Male,Black,True\n"
+        "train\\2.jpg,more than 70,Female,White,True\ntrain/3.jpg,03-Sep,Male,White,True\n"
+        "train/11.jpg,0-2,Male,Indian,True\n",
+        "fairface_label_val.csv": RANGES + "val\\1.jpg,Oct-19,Female,White,False\n"}, faces)
+      for subset, faces in (
+        ("train", [Face("train/1.jpg", 24.5, 10 / math.sqrt(12), 20, 30, 1, group="Black"),
+                   Face("train/2.jpg", 75, 5, 70, math.inf, 0, group="White"),
+                   Face("train/3.jpg", 6, 7 / math.sqrt(12), 3, 10, 1, group="White",
+                        remark="age 03-Sep, of a spreadsheet program, read as a range")]),
+        ("valid", [Face("train/11.jpg", 1, 3 / math.sqrt(12), 0, 3, 1, group="Indian")]),
+        ("test", [Face("val/1.jpg", 14.5, 10 / math.sqrt(12), 10, 20, 0, group="White",
+                       remark="age Oct-19, of a spreadsheet program, read as a range")]))),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_each_layout_gives_its_faces(dataset, subset, pictures, texts, expected, tmp_path):
+    make(tmp_path / dataset, *pictures, **texts)
+    (part,) = read(tmp_path, dataset, subset)
+    # as text, since NaN is not equal to NaN
+    assert [str(face._replace(pixels="", age=float(face.age))) for face in part.faces] == [
+        str(face._replace(age=float(face.age))) for face in expected]
+    faces = load(tmp_path, dataset, subset)
+    assert len(faces) == len(expected) and not faces.parts[0].dropped
+    assert faces.gather(np.arange(len(faces)), CPU).shape == (len(faces), 16, 16, 3)
+
+
+def test_pixels_of_fer2013_and_those_that_are_none(tmp_path):
+    odd = [row(pixels=2303), row(value="x"), row(value=256), row(value=-1), row(value="nan")]
+    make(tmp_path / "fer2013", **{"fer2013.csv": FER + row() + "".join(odd) + row(value=250)})
+    faces = load(tmp_path, "fer2013")
+    assert faces.parts[0].dropped == {"undecodable file": ["1", "2", "3", "4", "5"]}
+    images = faces.gather(np.arange(len(faces)), CPU)
+    assert faces["file"].tolist() == ["0", "6"] and images.dtype == torch.uint8
+    assert (images[0] == 7).all() and (images[1] == 250).all()
+
+
+@pytest.mark.parametrize("dataset, pictures, subset, expected", [
+    ("cvpr2016", ["age/train/31/x.jpg"], "valid", "the age set's valid part is not there"),
+    ("utkface", ["21_1_1_20170101.jpg"], "valid", "valid part is not there"),
+    # neither part of test/ in its place
+    ("fer2013", ["Training/happy/a.jpg", "test/sad/PublicTest_1.png", "test/sad/PrivateTest_1.png"], "train",
+     "FER2013's train part is not there"),
+    ("fairface", ["train/1.jpg"], "test", "fairface_label_val.csv: FairFace's test part is not there"),
+    ("imdb-wiki", [], "train", "IMDB-WIKI is not there")])
+def test_a_part_that_is_missing_is_named(dataset, pictures, subset, expected, tmp_path):
+    make(tmp_path / dataset, *pictures)
+    with pytest.raises(Missing, match=expected):
+        read(tmp_path, dataset, subset)
+
+
+@pytest.mark.parametrize("file, text, expected", [
+    ("fer2013/fer2013.csv", "emotion,pixels\n3,1", "0 columns called Usage; expected the columns emotion,"),
+    ("fer2013/fer2013.csv", "emotion,pixels,Usage,Usage\n", "2 columns called Usage"),
+    ("fer2013/fer2013.csv", FER + row(7), "line 2: emotion is '7'; expected a number from 0 to 6"),
+    ("fer2013/fer2013.csv", FER + row() + row("happy"), "line 3: emotion is 'happy'"),
+    ("fer2013/fer2013.csv", FER + row(usage="Testing"), "line 2: Usage is 'Testing'; expected Training, "),
+    ("fer2013/fer2013.csv", FER + "3,1 2 3\n", "line 2: 2 fields; expected 3"),
+    ("fer2013/fer2013.csv", FER, "fer2013's train part is not there"),
+    ("fer2013/fer2013.csv", "", "0 columns called emotion"),
+    ("fer2013/fer2013.csv", "\udcff\udcfe\0" * 9, "not a CSV file"),
+    ("cvpr2016/age/train_gt.csv", "image,mean\nx.jpg,3\n", "0 columns called stdv"),
+    ("cvpr2016/age/train_gt.csv", AGES + "x.jpg,old,1\n", "line 2: mean is 'old'"),
+    ("cvpr2016/age/train_gt.csv", AGES + "x.jpg,130,1\n", "line 2: mean is '130'"),
+    ("cvpr2016/age/train_gt.csv", AGES + "x.jpg,30,-1\n", "line 2: stdv is '-1'"),
+    ("fairface/fairface_label_train.csv", RANGES + "train/1.jpg,old,Male,White,1\n", "line 2: age is 'old'"),
+    ("fairface/fairface_label_train.csv", RANGES + "train/1.jpg,29-20,Male,White,1\n", "age is '29-20'"),
+    ("fairface/fairface_label_train.csv", RANGES + "train/1.jpg,20-29,M,White,1\n", "gender is '[mM]'"),
+    ("imdb-wiki/imdb_crop/imdb.mat", "", "not IMDB-WIKI's MATLAB file"),
+    ("imdb-wiki/imdb_crop/imdb.mat", "not a mat file" * 99, "not IMDB-WIKI's MATLAB file"),
 ])
-def test_fer2013_csv_mistakes_name_the_row(tmp_path, rows, header, expected):
-    fer_csv(tmp_path, rows, header="emotion,pixels,Usage" if header is None else header)
-    with pytest.raises(DataError, match=expected):
-        load(tmp_path, "fer2013")
-    assert not built(tmp_path)
+def test_mistakes_name_the_file_and_the_row(file, text, expected, tmp_path):
+    make(tmp_path, **{file: ""})
+    (tmp_path / file).write_text(text, errors="surrogateescape")
+    with pytest.raises(DataError, match=f"{file.rpartition('/')[0]}.*{expected}"):
+        load(tmp_path, file.split("/")[0])
+    assert not (tmp_path / ".cache").exists()
 
 
-def test_fer2013_binary_file(tmp_path):
-    fer_csv(tmp_path, [])
-    (tmp_path / "fer2013/fer2013.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(DataError, match="not a CSV"):
-        load(tmp_path, "fer2013")
+# ---- what class folders and UTKFace's folders hold
+
+@pytest.mark.parametrize("source, folder, unknown, stem", [
+    ("cvpr2016 age", "cvpr2016/age/train/31", "101", "a"),
+    ("cvpr2016 gender", "cvpr2016/gender/train/male", "other", "a"),
+    ("fer2013", "fer2013/train/happy", "bored", "a"), ("utkface", "utkface/part1", "", "21_1_1_20170101")])
+def test_pictures_are_known_by_ending_or_first_bytes_and_systems_folders_are_passed_over(
+        source, folder, unknown, stem, tmp_path):
+    folder, dataset = make(tmp_path / folder, **{f"{stem}.txt": "no picture"}), source.split()[0]
+    endings = [".png", ".BMP", "", ".jpg_large", ".jpg.1", ".jfif", ".caf\udce9.jpg"]      # not UTF-8
+    for i, ending in enumerate(endings):
+        picture(tmp_path / "x.png", i).rename(folder / f"{stem}{ending}")
+    for system in ("__MACOSX", "@eaDir", ".ipynb_checkpoints"):
+        shutil.copytree(folder, folder.parent / system / folder.name)
+    faces = load(tmp_path, dataset)
+    assert sorted(Path(name).name for name in faces["file"]) == sorted(stem + ending for ending in endings)
+    assert dropped(faces) == {"not a picture": 1}
+    line = datasets.left_out(faces)[0]
+    assert line.startswith(f"{source} train: left out, not a picture: 1 (") and line.endswith(f"{stem}.txt)")
+    report = run("datasets.py", "--data", ".", "--image-size", 16, cwd=tmp_path).stdout
+    assert f"{source} train: 8 rows found, 7 used" in report
+    (folder.parent / unknown).mkdir(exist_ok=True)
+    if unknown:
+        with pytest.raises(DataError, match=f"{unknown}: unknown class folder; expected "):
+            load(tmp_path, dataset)
 
 
-def test_fer2013_folders(tmp_path):
-    picture(tmp_path / "fer2013/train/happy/a.jpg")
-    picture(tmp_path / "fer2013/test/sad/PublicTest_1.png", 1)
-    picture(tmp_path / "fer2013/test/angry/PrivateTest_1.png", 2)
-    train, valid, test = (load(tmp_path, "fer2013", subset) for subset in datasets.SUBSETS)
-    assert (train.emotion.tolist(), valid.emotion.tolist(), test.emotion.tolist()) == ([3], [4], [0])
-    assert pixels(train).shape == (1, 48, 48, 1)
-    picture(tmp_path / "fer2013/train/bored/a.jpg")
-    with pytest.raises(DataError, match="bored: unknown class folder"):
-        load(tmp_path, "fer2013")
-    (tmp_path / "fer2013/train").rename(tmp_path / "fer2013/Training")
-    with pytest.raises(Missing, match="FER2013's train part is not there"):     # not PublicTest in its place
-        load(tmp_path, "fer2013")
-
-
-# ---- ChaLearn CVPR 2016
-
-def test_cvpr_age_in_its_three_layouts(tmp_path):
-    chalearn, appa, folders = (tmp_path / name for name in "abc")
-    picture(chalearn / "cvpr2016/age/train/x.jpg")
-    (chalearn / "cvpr2016/age/train_gt.csv").write_text("image,mean,stdv\nx.jpg,31.5,4.25\n")
-    picture(appa / "cvpr2016/age/train/x.jpg_face.jpg")
-    (appa / "cvpr2016/age/gt_avg_train.csv").write_text(
-        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\nx.jpg,38,31.5,4.25,30\n")
-    picture(folders / "cvpr2016/age/TRAIN/31/x.jpg")
-    for root, age, spread in ((chalearn, 31.5, 4.25), (appa, 31.5, 4.25), (folders, 31, np.nan)):
-        faces = load(root, "cvpr2016", tasks=["age"])
-        assert faces.age.tolist() == [age]
-        np.testing.assert_equal(faces.spread, np.float32([spread]))
-        assert faces.gender.tolist() == [-1] and faces.emotion.tolist() == [-1]
-    with pytest.raises(Missing):
-        load(chalearn, "cvpr2016", "valid", ["age"])
-    picture(folders / "cvpr2016/age/TRAIN/101/x.jpg")
-    with pytest.raises(DataError, match="an age from 0 to 100"):
-        load(folders, "cvpr2016", tasks=["age"])
-
-
-def test_what_is_no_picture_in_a_class_folder_is_counted(tmp_path):
-    picture(tmp_path / "cvpr2016/age/train/31/x.jpg")
-    (tmp_path / "cvpr2016/age/train/31/notes.txt").write_text("")
-    faces = load(tmp_path, "cvpr2016", tasks=["age"])
-    assert len(faces) == 1 and dropped(faces) == {"of a kind that is not read": 1}
-    assert datasets.left_out(faces) == [
-        "cvpr2016 age train: left out, of a kind that is not read (1): age/train/31/notes.txt"]
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("image,mean\nx.jpg,3\n", "no column stdv"),
-    ("image,mean,stdv,z\nx.jpg,3,1,1\n", "unknown or doubled column z"),
-    ("image,mean,stdv\nx.jpg,old,1\n", "line 2: mean is 'old'"),
-    ("image,mean,stdv\nx.jpg,130,1\n", "line 2: mean is '130'"),
-    ("image,mean,stdv\nx.jpg,30,-1\n", "line 2: stdv"),
-    ("image,mean,stdv\n", "no rows"),
-    ("", "empty file"),
-])
-def test_cvpr_age_csv_mistakes(tmp_path, text, expected):
-    picture(tmp_path / "cvpr2016/age/train/x.jpg")
-    (tmp_path / "cvpr2016/age/train_gt.csv").write_text(text)
-    with pytest.raises(DataError, match=expected):
-        load(tmp_path, "cvpr2016", tasks=["age"])
-
-
-def test_cvpr_gender_0_is_female_1_is_male(tmp_path):
-    picture(tmp_path / "cvpr2016/gender/train/female/a.jpg")
-    picture(tmp_path / "cvpr2016/gender/train/male/b.jpg", 1)
-    faces = load(tmp_path, "cvpr2016", tasks=["gender"])
-    assert dict(zip(faces.file.tolist(), faces.gender.tolist())) == {
-        "gender/train/female/a.jpg": 0, "gender/train/male/b.jpg": 1}
+def test_odd_names_of_utkface_are_counted_and_the_same_name_twice_is_one_face(tmp_path):
+    odd = "odd name, which has age and gender all the same"
+    names = {"61_1_20170109142408075.jpg.chip.jpg": odd, "24_0_1_20170116220224657 .jpg.chip.jpg": odd,
+             "55_0_0_20170116232725357jpg.chip.jpg": odd, "101_0_0_20170112213500903.jpg": "age above 100",
+             "portrait.jpg": "file without age and gender in its name",
+             "26_3_0_20170104.jpg": "file without age and gender in its name",
+             "UTKFace/21_1_1_20170101.jpg": "same name in another folder", "21_1_1_20170101.jpg": ""}
+    make(tmp_path, *names)
+    faces = [face for subset in datasets.SUBSETS for face in datasets.read_utkface(tmp_path, subset)]
+    assert {face.file: face.dropped or face.remark for face in faces} == names
+    assert [bool(face.remark) for face in faces if face.dropped] == [False] * 4
 
 
 # ---- IMDB-WIKI
 
-def write_mat(root, crop, rows):
-    """rows: dicts with file and, where they differ from a fine row: born, taken, gender, name, score or
-    second.
+def write_mat(root, crop, rows, text=object):
+    """rows: dicts of file and, where they differ from a sound row: born, taken, gender, name, score or
+    second. With `text` str, texts lie padded by blanks.
     """
     def column(key, fallback, dtype=float):
         return np.array([[row.get(key, fallback) for row in rows]], dtype)
     born = [[np.datetime64(row.get("born", "1960-01-15")).astype(int) + 719529 for row in rows]]
     folder = root / f"imdb-wiki/{crop}_crop"
     folder.mkdir(parents=True, exist_ok=True)
-    savemat(folder / f"{crop}.mat", {crop: {
+    columns = {
         "dob": np.array(born, np.int32), "photo_taken": column("taken", 1990),
-        "full_path": column("file", "", object), "name": column("name", "", object),
+        "full_path": column("file", "", text), "name": column("name", "", text),
         "gender": column("gender", 1.0), "face_score": column("score", 3.0),
-        "second_face_score": column("second", np.nan)}})
+        "second_face_score": column("second", np.nan)}
+    if text is str:
+        columns |= {name: np.char.ljust(columns[name][0], 40) for name in ("full_path", "name")}
+    savemat(folder / f"{crop}.mat", {crop: columns})
 
 
 def subset_of(person):
@@ -197,82 +249,138 @@ def test_imdb_wiki_cleaning_counts_each_reason(tmp_path):
     cut = tmp_path / "imdb-wiki/imdb_crop/cut.jpg"
     cut.write_bytes(cut.read_bytes()[:300])
     faces = load(tmp_path, "imdb-wiki", subset_of("the same person"))
-    assert faces.file.tolist() == ["imdb_crop/00.jpg", "imdb_crop/01.jpg"]
-    assert faces.age.tolist() == [30, 30] and faces.gender.tolist() == [1, -1]
+    assert faces["file"].tolist() == ["imdb_crop/00.jpg", "imdb_crop/01.jpg"]
+    assert faces["age"].tolist() == [30, 30] and faces["gender"].tolist() == [1, -1]
     assert dropped(faces) == dict.fromkeys(
         ("no face", "second face", "age below 0", "age above 100", "missing file", "undecodable file"), 1)
-    told = datasets.left_out(faces)
-    assert len(told) == 6 and told[0].endswith("left out, no face (1): imdb_crop/02.jpg")
-    assert told[-1].endswith("left out, undecodable file (1): imdb_crop/cut.jpg")
+    lines = datasets.left_out(faces)
+    assert len(lines) == 6 and lines[0].endswith("left out, no face: 1 (imdb_crop/02.jpg)")
+    assert lines[-1].endswith("left out, undecodable file: 1 (imdb_crop/cut.jpg)")
 
 
 @pytest.mark.parametrize("born, taken, age", [
     ("1960-07-01", 1990, 30), ("1960-07-02", 1990, 29), ("1960-01-01", 1990, 30), ("1960-12-31", 1990, 29)])
 def test_age_is_counted_in_whole_years_on_1_july(born, taken, age):
     dob = np.datetime64(born).astype(int) + 719529.0
-    assert datasets.completed_years(np.array([dob, np.nan]), np.array([taken, taken])).tolist()[0] == age
+    ages = datasets.completed_years(np.array([dob, np.nan, 1e300]), np.array([taken, taken, taken]))
+    np.testing.assert_equal(ages, [age, np.nan, np.nan])
 
 
-def test_imdb_wiki_nobody_is_in_two_subsets(tmp_path):
+@pytest.mark.parametrize("text", [object, str])
+def test_imdb_wiki_nobody_is_in_two_subsets(tmp_path, text):
     for crop in ("imdb", "wiki"):
         rows = [{"file": f"{i:03}.jpg", "name": f"Person {i % 60}"} for i in range(120)]
-        write_mat(tmp_path, crop, rows)
+        write_mat(tmp_path, crop, rows, text)
         for i in range(120):
             picture(tmp_path / f"imdb-wiki/{crop}_crop/{i:03}.jpg", i, (8, 8))
-    persons = {subset: {int(file[-7:-4]) % 60 for file in load(tmp_path, "imdb-wiki", subset).file}
+    persons = {subset: {int(file[-7:-4]) % 60 for file in load(tmp_path, "imdb-wiki", subset)["file"]}
                for subset in datasets.SUBSETS}
     assert sum(map(len, persons.values())) == 60 == len(set.union(*persons.values()))
-    assert all(persons.values())
+    assert persons["valid"] == {i for i in range(60) if subset_of(f"person {i}") == "valid"} != set()
 
 
-def test_imdb_wiki_mat_that_is_none(tmp_path):
-    (tmp_path / "imdb-wiki/imdb_crop").mkdir(parents=True)
-    for content in (b"", b"not a mat file" * 100):
-        (tmp_path / "imdb-wiki/imdb_crop/imdb.mat").write_bytes(content)
-        with pytest.raises(DataError, match="not IMDB-WIKI's MATLAB file"):
-            load(tmp_path, "imdb-wiki")
-    savemat(tmp_path / "imdb-wiki/imdb_crop/imdb.mat", {"imdb": {"dob": np.zeros((1, 3))}})
-    with pytest.raises(DataError, match="not IMDB-WIKI's MATLAB file"):
-        load(tmp_path, "imdb-wiki")
+def test_a_set_that_lost_all_its_images_is_reported_and_trained_without(tmp_path):
+    for crop in ("imdb", "wiki"):
+        write_mat(tmp_path, crop, [dict(file=f"00/{i}.jpg", name="Ann") for i in range(3)])
+    for i in range(3):
+        picture(tmp_path / f"imdb-wiki/wiki_crop/00/{i}.jpg", i)
+    faces = load(tmp_path, "imdb-wiki", subset_of("ann"), ["age", "gender"])
+    assert len(faces) == 3 and dropped(faces, 0) == {"missing file": 3} and not dropped(faces, 1)
+    imdb, _ = read(tmp_path, "imdb-wiki", subset_of("ann"))
+    lines = datasets.describe(datasets.prepare(imdb, 16, tmp_path / ".cache"), "imdb")
+    assert lines[0].endswith("3 rows found, 0 used, 3 dropped")
+    (batch,) = datasets.batches(faces, None, 8, models.DRAWS, (0, 1))
+    images = faces.to_device(CPU).gather(batch.rows, CPU)
+    assert models.augment(images, 16, batch.draws).shape == (3, 3, 16, 16)
 
 
 # ---- images
 
-def test_load_image_takes_every_kind(tmp_path):
-    red = Image.new("RGB", (40, 30), (250, 10, 10))
-    images = {"rgb.png": red, "palette.png": red.convert("P"), "cmyk.jpg": red.convert("CMYK"),
-              "alpha.png": red.convert("RGBA"), "grey.png": red.convert("L"),
-              "deep.png": Image.fromarray(np.full((30, 40), 200 * 256, np.uint16))}
-    for name, image in images.items():
-        image.save(tmp_path / name)
-        crop = datasets.load_image(tmp_path / name, 16, False, False)[0]
-        assert crop.shape == (16, 16, 3) and crop.dtype == np.uint8
-        expected = {"grey.png": (82, 82, 82), "deep.png": (200, 200, 200)}.get(name, (250, 10, 10))
-        assert np.abs(crop.astype(int) - expected).max() < 12, name
-    assert datasets.load_image(tmp_path / "rgb.png", 16, True, False)[0].shape == (16, 16, 1)
+RED = Image.new("RGB", (40, 30), (250, 10, 10))
+CLEAR = Image.merge("RGBA", [*RED.split(), Image.new("L", RED.size)])
 
 
-def test_load_image_is_upright_and_takes_the_middle_square(tmp_path):
+def noise(side):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8))
+
+
+def bmp(image):
+    """A BMP of 32 bits with a mask for alpha, as Windows' clipboard has it."""
+    pixels = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes("raw", "BGRA")
+    head = struct.pack("<IiiHHIIiiII", 108, *image.size, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
+    masks = struct.pack("<IIII", 0xff0000, 0xff00, 0xff, 0xff000000) + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + head + masks + pixels
+
+
+@pytest.mark.parametrize("name, image, expected", [
+    ("rgb.png", RED, (250, 10, 10)), ("palette.png", RED.convert("P"), (250, 10, 10)),
+    ("cmyk.jpg", RED.convert("CMYK"), (250, 10, 10)), ("opaque.png", RED.convert("RGBA"), (250, 10, 10)),
+    ("grey.png", RED.convert("L"), (82, 82, 82)),
+    ("clear.png", CLEAR, (255, 255, 255)),                  # on white
+    # alpha that is 0 everywhere is of a program that knows none
+    ("clear.bmp", bmp(CLEAR), (250, 10, 10)), ("clear.tif", CLEAR, (250, 10, 10)),
+    *((f"{value.dtype} {value}.tif", Image.fromarray(np.full((30, 40), value)), (100, 100, 100)) for value in (
+        np.uint16(100 * 2**8), np.int32(100), np.int32(100 * 2**8), np.int32(100 * 2**16),
+        np.float32(100), np.float32(100 / 255))),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_every_kind_of_picture_has_its_colors(tmp_path, name, image, expected):
+    file = tmp_path / name
+    file.write_bytes(image) if isinstance(image, bytes) else image.save(file)
+    crop = datasets.center_crop(datasets.open_picture(file, 16), 16)
+    assert crop.shape == (16, 16, 3) and crop.dtype == np.uint8
+    assert np.abs(crop.astype(int) - expected).max() < 12
+
+
+def test_a_picture_is_upright_and_its_middle_square_taken(tmp_path):
     image = Image.new("RGB", (90, 30))
     image.paste((255, 255, 255), (30, 0, 60, 30))
     image.paste((255, 0, 0), (30, 0, 60, 15))
     exif = Image.Exif()
     exif[0x0112] = 3                                        # upside down
     image.save(tmp_path / "a.png", exif=exif)
-    crop = datasets.load_image(tmp_path / "a.png", 16, False, False)[0]
+    crop = datasets.center_crop(datasets.open_picture(tmp_path / "a.png"), 16)
     assert (crop[:6, 2:-2] > 250).all() and (crop[-6:, 2:-2, 1] < 5).all()
 
 
-def test_load_image_refuses_a_huge_picture(tmp_path):
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_marker_is_read_and_one_that_lacks_more_refused(tmp_path, progressive):
+    def part(name, content):
+        (tmp_path / name).write_bytes(content)
+        return datasets.open_picture(tmp_path / name)
+    stream = io.BytesIO()
+    noise(120).save(stream, "JPEG", progressive=progressive)
+    content = stream.getvalue()
+    assert part("whole.jpg", content) == part("less2.jpg", content[:-2])
+    for length in (len(content) * 6 // 10, len(content) - 20):
+        with pytest.raises(OSError, match="truncated"):
+            part("less.jpg", content[:length])
+
+
+def test_a_png_of_a_long_text_and_a_broken_profile_is_read(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "x" * 3_000_000, zip=True)
+    RED.save(tmp_path / "a.png", pnginfo=text, icc_profile=b"no profile" * 20)
+    assert datasets.open_picture(tmp_path / "a.png") == RED
+
+
+def test_a_huge_picture_is_refused_unless_a_fraction_of_it_can_be_decoded(tmp_path, monkeypatch):
     Image.new("1", (30000, 4000)).save(tmp_path / "huge.png")
-    with pytest.raises(ValueError, match="30000x4000 is too large"):
-        datasets.load_image(tmp_path / "huge.png", 16, False, False)[0]
+    with pytest.raises(ValueError, match="30000x4000 is too large a picture"):
+        datasets.open_picture(tmp_path / "huge.png", 16)
+    noise(400).save(tmp_path / "large.jpg")
+    monkeypatch.setattr(datasets, "LARGEST_PICTURE", 20_000)
+    assert datasets.open_picture(tmp_path / "large.jpg", 16).size == (50, 50)
+    with pytest.raises(ValueError, match="400x400 is too large"):
+        datasets.open_picture(tmp_path / "large.jpg", 200)
 
 
-def gender_set(root, count=6):
-    for i in range(count):
-        picture(root / f"cvpr2016/gender/train/{datasets.GENDERS[i % 2]}/{i}.jpg", i)
-    return root
+def test_what_is_no_picture_is_not_opened(tmp_path):
+    Image.new("L", (20, 20)).save(tmp_path / "a.jpg", "EPS")        # PostScript is a program
+    for file, error, expected in ((tmp_path / "a.jpg", PIL.UnidentifiedImageError, "cannot identify"),
+                                  (tmp_path, ValueError, "not a file"),
+                                  (tmp_path / "gone.jpg", ValueError, "no such file")):
+        with pytest.raises(error, match=expected):
+            datasets.open_picture(file)
 
 
 def test_broken_images_are_named_and_left_out(tmp_path):
@@ -282,8 +390,11 @@ def test_broken_images_are_named_and_left_out(tmp_path):
     (folder / "2.jpg").write_text("no image")
     (folder / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     faces = load(tmp_path, "cvpr2016", tasks=["gender"])
-    assert len(faces) == len(pixels(faces)) == 4
-    assert dropped(faces) == {"undecodable file": 2, "missing file": 1}
+    assert len(faces) == 4 and dropped(faces) == {"undecodable file": 2, "missing file": 1}
+    images = faces.gather(np.arange(4), CPU).numpy()
+    for file, image in zip(faces["file"], images):          # each face has its own image
+        expected = datasets.open_picture(tmp_path / "cvpr2016" / file)
+        assert (image == datasets.center_crop(expected, 16)).all()
     for file in (tmp_path / "cvpr2016").rglob("*.jpg"):
         if not file.is_symlink():
             file.write_bytes(b"")
@@ -291,225 +402,223 @@ def test_broken_images_are_named_and_left_out(tmp_path):
         load(tmp_path, "cvpr2016", tasks=["gender"])
 
 
-def test_what_is_no_fault_of_an_image_is_told_and_not_remembered(tmp_path, monkeypatch):
-    gender_set(tmp_path)
-    file = tmp_path / "cvpr2016/gender/train/female/0.jpg"
-    for error, expected in (
-            (OSError(13, "Permission denied", str(file)), "0.jpg: can't be read .Permission denied.$"),
-            (OSError(24, "Too many open files"), "Too many open files")):
-        with monkeypatch.context() as patch:
-            patch.setattr(datasets, "open_picture", Mock(side_effect=error))
-            with pytest.raises(DataError, match=expected):
-                load(tmp_path, "cvpr2016", tasks=["gender"])
-    assert not dropped(load(tmp_path, "cvpr2016", tasks=["gender"]))
-
-
-def test_a_file_name_that_is_not_utf8(tmp_path):
-    with pytest.raises(DataError, match=r"not UTF-8, '.*caf\\udce9.jpg'; rename it"):
-        datasets.new_faces(tmp_path, ["a.jpg", "caf\udce9.jpg"])
-
-
-def test_a_set_that_lost_all_its_images_is_told_and_trained_without(tmp_path):
-    for crop in ("imdb", "wiki"):
-        write_mat(tmp_path, crop, [dict(file=f"00/{i}.jpg", name="Ann") for i in range(3)])
-    for i in range(3):
-        picture(tmp_path / f"imdb-wiki/wiki_crop/00/{i}.jpg", i)
-    faces = load(tmp_path, "imdb-wiki", subset_of("Ann"), ["age", "gender"])
-    imdb, wiki = faces.only(0), faces.only(1)
-    assert datasets.describe(imdb, "imdb")[0].endswith("3 rows found, 0 used, 3 dropped") and len(wiki) == 3
-    (batch,) = datasets.batches(faces, None, 8, models.DRAWS, 0, 1)
-    images = datasets.gather(datasets.to_device(faces, CPU), batch.rows, CPU)
-    assert models.augment(images, 16, batch.draws).shape == (3, 3, 16, 16)
-
-
-def test_the_sample_is_drawn_where_it_is_asked_for_by_name_alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    named = argparse.Namespace(data="data/sample", cache=None)
-    with pytest.raises(DataError, match="no data root data/sample/"):
-        datasets.folders(named)
-    (tmp_path / "data/sample").mkdir(parents=True)      # somebody's own faces are not taken for drawn ones
-    datasets.folders(named)
-    with pytest.raises(DataError, match="has no file 'drawn'.*--data data/sample"):
-        datasets.folders(argparse.Namespace(data="sample", cache=None))
-    assert not datasets.is_drawn(tmp_path / "data/sample")
-
-
-def test_decoding_leaves_its_table_as_it_was(tmp_path):
-    for i in range(3):
-        picture(tmp_path / f"{i}.png", i)
-    table = datasets.new_faces(tmp_path, ["0.png", "1.png", "2.png"], age=[1, 2, 3]).keep(np.array([1, 2]))
-    first, second = (datasets.decode(table, 16, tmp_path / ".cache") for _ in range(2))
-    assert table.parts[0].pixels is None
-    assert first.image.tolist() == second.image.tolist() == [0, 1]
-    assert (pixels(first) == pixels(second)).all()
-
-
 # ---- the cache
 
 def built(root):
-    """What in a data root's cache is whole."""
-    return [path for path in (root / ".cache").iterdir() if not path.name.startswith(".")]
+    """What in a data root's cache is whole, and what else is there."""
+    names = [path.name for path in (root / ".cache").iterdir()]
+    return ([name for name in names if not name.startswith(".")],
+            [name for name in names if name.startswith(".")])
+
+
+def test_what_is_no_fault_of_an_image_is_raised_and_not_remembered(tmp_path, monkeypatch):
+    gender_set(tmp_path)
+    for error in (PermissionError(13, "Permission denied", "0.jpg"), OSError(24, "Too many open files")):
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets, "open_picture", Mock(side_effect=error))
+            with pytest.raises(OSError, match=error.strerror):
+                load(tmp_path, "cvpr2016", tasks=["gender"])
+        assert built(tmp_path) == ([], [])
+    assert not dropped(load(tmp_path, "cvpr2016", tasks=["gender"]))
 
 
 def test_second_load_opens_no_image_and_a_changed_one_is_decoded_anew(tmp_path, monkeypatch):
     gender_set(tmp_path)
-    before = pixels(load(tmp_path, "cvpr2016", tasks=["gender"]))
-    opened = []
-    original = datasets.load_image
-    monkeypatch.setattr(datasets, "load_image",
+    opened, original = [], datasets.open_picture
+    before = np.array(load(tmp_path, "cvpr2016", tasks=["gender"]).images[0])
+    old = built(tmp_path)[0]
+    monkeypatch.setattr(datasets, "open_picture",
                         lambda file, *rest: opened.append(file.name) or original(file, *rest))
-    assert (pixels(load(tmp_path, "cvpr2016", tasks=["gender"])) == before).all() and not opened
+    assert (load(tmp_path, "cvpr2016", tasks=["gender"]).images[0] == before).all() and not opened
+    load(tmp_path, "cvpr2016", tasks=["gender"], size=20)
+    assert len(opened) == 6 and set(old) < set(built(tmp_path)[0])          # each size has a folder of its own
     picture(tmp_path / "cvpr2016/gender/train/female/0.jpg", 99)
-    changed = pixels(load(tmp_path, "cvpr2016", tasks=["gender"]))
-    assert len(opened) == 6 and (changed[0] != before[0]).any() and (changed[1:] == before[1:]).all()
-    assert len(built(tmp_path)) == 1
+    changed = load(tmp_path, "cvpr2016", tasks=["gender"]).images[0]
+    assert len(opened) == 12 and (changed[0] != before[0]).any() and (changed[1:] == before[1:]).all()
+    names, others = built(tmp_path)
+    assert len(names) == 2 and not set(old) & set(names) and not others
 
 
-def test_csv_that_changed_is_read_anew(tmp_path):
-    fer_csv(tmp_path, [fer_row(3)])
-    assert load(tmp_path, "fer2013").emotion.tolist() == [3]
-    fer_csv(tmp_path, [fer_row(4), fer_row(5)])
-    assert load(tmp_path, "fer2013").emotion.tolist() == [4, 5]
+def test_a_table_that_changed_is_read_anew(tmp_path):
+    fer_csv(tmp_path, fer_row(3))
+    assert load(tmp_path, "fer2013")["emotion"].tolist() == [3]
+    fer_csv(tmp_path, fer_row(4), fer_row(5, 8))
+    faces = load(tmp_path, "fer2013")
+    assert faces["emotion"].tolist() == [4, 5] and faces.images[0][:, 0, 0, 0].tolist() == [7, 8]
 
 
-def test_killed_while_decoding_leaves_nothing_that_is_used(tmp_path):
-    gender_set(tmp_path, 40)
-    code = """
+def test_preparing_leaves_the_part_as_it_was(tmp_path):
+    gender_set(tmp_path)
+    (tmp_path / "cvpr2016/gender/train/female/0.jpg").write_bytes(b"")
+    (part,) = read(tmp_path, "cvpr2016", tasks=["gender"])
+    before = copy.deepcopy(part)
+    first, second = (datasets.prepare(part, 16, tmp_path / ".cache") for _ in range(2))
+    assert (part.faces, part.dropped, part.remarks) == (before.faces, before.dropped, before.remarks)
+    assert first["image"].tolist() == second["image"].tolist() and dropped(first) == dropped(second)
+
+
+# decodes, and waits before the picture 39.jpg until as many processes as `count` decode
+DECODE = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import datasets
-original, root = datasets.load_image, Path(sys.argv[2])
-datasets.load_image = lambda *arguments: time.sleep(0.2) or original(*arguments)
-datasets.load(root, ['cvpr2016'], 'train', ['gender'], 16, root / '.cache')
+original, root, count = datasets.open_picture, Path(sys.argv[2]), int(sys.argv[3])
+def slow(file, side):
+    while file.name == "39.jpg" and len(list((root / ".cache").iterdir())) < count:
+        time.sleep(0.01)
+    return original(file, side)
+datasets.open_picture = slow
+parts, _ = datasets.read(root, ["cvpr2016"], "train", ["gender"])
+faces = datasets.load(parts, ["gender"], 16, root / ".cache")
+print(len(faces), faces.images[0].any((1, 2, 3)).all(), int(faces.images[0].sum()))
 """
-    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path)])
-    while not list(tmp_path.glob(".cache/.*.partial/*")):
+
+
+def decoding(root, count):
+    return subprocess.Popen([sys.executable, "-c", DECODE, ROOT, root, str(count)], text=True,
+                            stdout=subprocess.PIPE)
+
+
+def test_two_processes_that_decode_at_once_both_end_well(tmp_path):
+    gender_set(tmp_path, 40)
+    both = [decoding(tmp_path, 2) for _ in range(2)]
+    first, second = (process.communicate(timeout=100)[0] for process in both)
+    assert first == second and first.startswith("40 True ") and [each.returncode for each in both] == [0, 0]
+    names, others = built(tmp_path)
+    assert len(names) == 1 and not others
+
+
+def test_killed_while_decoding_leaves_nothing_that_is_used(tmp_path):
+    gender_set(tmp_path, 40)
+    process = decoding(tmp_path, 2)                         # waits for another, which never comes
+    while not list(tmp_path.glob(".cache/.*/images.npy")):
         assert process.poll() is None
-        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not built(tmp_path)
+    process.communicate()
+    assert not built(tmp_path)[0]
     faces = load(tmp_path, "cvpr2016", tasks=["gender"])
-    assert len(pixels(faces)) == 40 and pixels(faces).reshape(40, -1).any(1).all()
+    assert len(faces) == 40 and faces.images[0].any((1, 2, 3)).all()
 
 
-def build_slowly(args):
-    target, builders = args
-
-    def build(folder):
-        time.sleep(0.3)
-        (folder / "done").write_text("x")
-        builders.append(os.getpid())
-    datasets.build_once(target, build)
-    return (target / "done").read_text()
-
-
-def test_two_runs_at_once_decode_once(tmp_path):
-    with multiprocessing.get_context("fork").Manager() as manager:
-        builders = manager.list()
-        with multiprocessing.get_context("fork").Pool(3) as pool:
-            assert pool.map(build_slowly, [(tmp_path / "cache/set", builders)] * 3) == ["x"] * 3
-        assert len(builders) == 1
-
-
-def test_cache_that_cannot_be_written(tmp_path):
+def test_a_cache_that_cannot_be_written_or_is_damaged_is_named(tmp_path):
     gender_set(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="--cache DIR"):
-        datasets.load(tmp_path, ["cvpr2016"], "train", ["gender"], 16, tmp_path / "file/cache")
-
-
-def test_cache_that_is_damaged_is_told_and_made_anew(tmp_path, capsys):
-    gender_set(tmp_path)
-    before = pixels(load(tmp_path, "cvpr2016", tasks=["gender"]))
-    for name in ("images.u8", "states.npy"):
+    write(tmp_path / "file", "")
+    report = ("datasets.py", "--data", ".", "--image-size", 16)
+    done = run(*report, "--cache", "file/cache", cwd=tmp_path, status=2)
+    assert "file/cache" in done.stderr or "'file'" in done.stderr
+    run(*report, cwd=tmp_path)
+    for name in ("images.npy", "states.npy"):
         (file,) = tmp_path.glob(f".cache/*/{name}")
-        file.write_bytes(file.read_bytes()[:-1])
-        assert (pixels(load(tmp_path, "cvpr2016", tasks=["gender"])) == before).all()
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{file.parent}: damaged (") and line.endswith("); it is made anew")
-    load(tmp_path, "cvpr2016", tasks=["gender"])
-    assert not capsys.readouterr().err
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        error = run(*report, cwd=tmp_path, status=2).stderr
+        assert f"{file.parent.name}: damaged (" in error and "delete it" in error
+        file.write_bytes(whole)
+    run(*report, cwd=tmp_path)
 
 
-def test_cache_that_is_cut_short_while_it_is_used(tmp_path):
-    faces = load(gender_set(tmp_path), "cvpr2016", tasks=["gender"])
-    (images,) = tmp_path.glob(".cache/*/images.u8")
-    os.truncate(images, 16 * 16 * 3)
-    assert len(faces.parts[0].pixels[np.array([0])]) == 1
-    with pytest.raises(DataError, match="images.u8: was cut short"):
-        pixels(faces)
-
-
-def test_full_disk_while_decoding(tmp_path):
+def test_a_full_disk_while_decoding_leaves_nothing_half(tmp_path):
     resource = pytest.importorskip("resource")
     gender_set(tmp_path, 40)
-
-    def limit():                                            # a write beyond fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-    report = ("datasets.py", "--data", tmp_path, "--image-size", 64)
-    assert "--cache DIR" in run(*report, cwd=tmp_path, status=2, preexec_fn=limit).stderr
-    assert not list(tmp_path.glob(".cache/cvpr*"))
+    report = ("datasets.py", "--data", ".", "--image-size", 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))       # a write beyond fails
+    try:
+        done = run(*report, cwd=tmp_path, status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in done.stderr and built(tmp_path) == ([], [])
     run(*report, cwd=tmp_path)
 
 
 def test_a_file_is_whole_or_left_as_it_was_and_a_link_leads_where_it_led(tmp_path):
-    file, link = tmp_path / "a.csv", tmp_path / "link.csv"
-    file.write_text("old")
+    file, link = write(tmp_path / "a.csv", "old"), tmp_path / "link.csv"
     link.symlink_to(file)
     with pytest.raises(KeyboardInterrupt), datasets.whole_file(link) as output:
         output.write(b"half")
         raise KeyboardInterrupt
     assert file.read_text() == "old"
+    with pytest.raises(DataError, match="gone/a.csv: can't be written"), \
+            datasets.whole_file(tmp_path / "gone/a.csv"):
+        pass
     with datasets.whole_file(link) as output:
         output.write(b"new")
-    assert file.read_text() == "new" and link.is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "link.csv"}
+    assert file.read_text() == "new" and link.is_symlink()
+
+
+# ---- copies
+
+def test_copies_are_found_by_their_bytes_and_counted(tmp_path):
+    gender_set(tmp_path)
+    folder = tmp_path / "cvpr2016/gender"
+    (folder / "valid/male").mkdir(parents=True)
+    shutil.copy(folder / "train/female/2.jpg", folder / "valid/male/x.jpg")     # whatever its name and class
+    shutil.copy(folder / "train/female/2.jpg", folder / "train/female/y.jpg")
+    picture(folder / "valid/male/z.jpg", 99)
+    fer_csv(tmp_path, fer_row(3, 7), fer_row(3, 8), fer_row(5, 8, "PublicTest"))
+    for dataset, copies, left in (
+            ("cvpr2016", {"gender/train/female/2.jpg", "gender/train/female/y.jpg"}, 5),
+            ("fer2013", {"1"}, 1)):
+        (train,), (valid,) = (read(tmp_path, dataset, subset) for subset in ("train", "valid"))
+        taken = set(datasets.digests(valid).values())
+        assert {file for file, digest in datasets.digests(train).items() if digest in taken} == copies
+        kept = datasets.drop_copies(train, [valid])
+        assert kept.dropped == {"picture of valid or test": sorted(copies)} and not train.dropped
+        assert len(datasets.prepare(kept, 16, tmp_path / ".cache")) == left
+        assert datasets.drop_copies(train, []).faces == train.faces
+    text = run("datasets.py", "--data", ".", "--image-size", 16, cwd=tmp_path).stdout
+    valid = text[text.index("cvpr2016 gender valid: "):]
+    assert "pictures: 0 repeat another one, 1 are in train too" in valid
+    assert "pictures: 1 repeat another one, 2 are in valid too" in text
 
 
 # ---- batches
 
-def made(count, split="made", **labels):
-    faces = datasets.new_faces(Path(), [str(i) for i in range(count)], **labels)
-    faces.parts = [datasets.Part(Path(), split=split, pixels=np.zeros((count, 4, 4, 3), np.uint8))]
+def made(count, dataset="made", **labels):
+    """A table of faces with black images."""
+    source = datasets.Source("made", dataset, datasets.TASKS, None)
+    rows = [dict(zip(labels, values)) for values in zip(*labels.values())] or [{}] * count
+    part = datasets.Part(source, "train", Path(), [Face(str(i), **row) for i, row in enumerate(rows)])
+    faces = datasets.Faces.of(part)
+    faces.images.append(np.zeros((count, 4, 4, 3), np.uint8))
     return faces
 
 
 def shown(faces, *batches):
     """What the batches show of each part: rows, numbered within the part."""
     rows = np.concatenate([batch.rows for batch in batches])
-    return [faces.image[rows[faces.part[rows] == number]] for number in range(len(faces.parts))]
+    return [faces["image"][rows[faces["part"][rows] == number]] for number in range(len(faces.parts))]
 
 
 def test_batches_are_balanced_even_and_the_same_for_any_number_of_processes():
     faces = datasets.join([made(30, age=range(30)), made(7, gender=[0, 1] * 3 + [0]),
                            made(5, gender=[1, -1, -1, -1, 0])])
-    whole = list(datasets.batches(faces, 45, 16, 3, seed=1, epoch=2))
-    assert sum(len(batch.rows) for batch in whole) == 90
-    for batch in whole:
+    alone = list(datasets.batches(faces, 45, 16, 3, (1, 2)))
+    assert sum(len(batch.rows) for batch in alone) == 90
+    for batch in alone:
         ages, genders, more = map(len, shown(faces, batch))
         assert abs(ages - genders - more) <= 1
-        labels = datasets.labels_of(faces, batch.rows, CPU)
-        assert batch.total == len(batch.draws) == len(labels.age) == len(batch.rows)
-        assert batch.draws.shape[1] == 3 and (np.diff(faces.part[batch.rows]) >= 0).all()
-    ages, _, more = shown(faces, *whole)
+        labels = faces.labels(batch.rows, CPU)
+        assert batch.total == len(batch.draws) == len(labels["age"]) == len(batch.rows)
+        assert batch.draws.shape[1] == 3 and 0 <= batch.draws.min() and batch.draws.max() < 1
+    ages, _, more = shown(faces, *alone)
     assert set(np.bincount(ages, minlength=30)) == {1, 2}
     assert set(more) == {0, 4}                              # rows without a label are not drawn
-    parts = [list(datasets.batches(faces, 45, 16, 3, seed=1, epoch=2, share=datasets.Share(rank, 3)))
-             for rank in range(3)]
-    for batch, *shares in zip(whole, *parts):
-        assert all(share.total == batch.total for share in shares)
-        assert sorted(batch.rows) == sorted(np.concatenate([share.rows for share in shares]))
-        assert torch.equal(batch.draws, torch.cat([share.draws for share in shares]))
-    again = list(datasets.batches(faces, 45, 16, 3, seed=1, epoch=3))
-    assert any(shown(faces, a)[0].tolist() != shown(faces, b)[0].tolist() for a, b in zip(whole, again))
+    ranks = [list(datasets.batches(faces, 45, 16, 3, (1, 2), rank, 3)) for rank in range(3)]
+    for batch, *parts in zip(alone, *ranks, strict=True):
+        assert all(part.total == batch.total for part in parts)
+        assert (batch.rows == np.concatenate([part.rows for part in parts])).all()
+        assert torch.equal(batch.draws, torch.cat([part.draws for part in parts]))
+    again = list(datasets.batches(faces, 45, 16, 3, (1, 3)))
+    assert any(shown(faces, a)[0].tolist() != shown(faces, b)[0].tolist() for a, b in zip(alone, again))
 
 
-def test_sets_that_share_a_task_are_drawn_together_and_their_splits_take_turns_however_large():
+def test_sets_that_share_a_task_are_drawn_together_and_take_turns_however_large():
     age, gender = made(10, age=range(10)), made(20, gender=[0, 1] * 10)
     emotion = made(9, emotion=[1] * 9)
-    large = made(1000, split="elsewhere", age=[5] * 1000, gender=[0, -1] * 500)
+    large = made(1000, "elsewhere", age=[5] * 1000, gender=[0, -1] * 500)
     assert datasets.pools(large) == {(0,): 1000}
     assert datasets.pools(datasets.join([age, gender, emotion])) == {(0,): 10, (1,): 20, (2,): 9}
     faces = datasets.join([age, gender, emotion, large])
@@ -517,26 +626,26 @@ def test_sets_that_share_a_task_are_drawn_together_and_their_splits_take_turns_h
     assert datasets.pools(faces, 80) == {(0, 1, 3): 80, (2,): 80}
     count = datasets.EPOCH_IMAGES + 1
     assert datasets.pools(made(count, age=[5] * count)) == {(0,): datasets.EPOCH_IMAGES}
-    whole = list(datasets.batches(faces, 120, 60, 0, seed=0, epoch=1))
-    rows = shown(faces, *whole)
+    steps = list(datasets.batches(faces, 120, 60, 0, (0, 1)))
+    rows = shown(faces, *steps)
     assert [len(each) for each in rows] == [20, 40, 120, 60]
     assert set(np.bincount(rows[0])) == set(np.bincount(rows[1])) == {2}
-    for batch in whole:
+    for batch in steps:
         ages, genders, emotions, elsewhere = map(len, shown(faces, batch))
         assert ages + genders == elsewhere == 15 and emotions == 30
 
 
-def test_an_epoch_shows_each_image_once_unless_told_otherwise_and_every_step_has_its_share():
+def test_an_epoch_shows_each_image_once_unless_set_otherwise_and_every_step_has_its_part():
     faces = datasets.join([made(300, age=[5] * 300), made(60, emotion=[1] * 60)])
-    whole = list(datasets.batches(faces, None, 36, 0, seed=0, epoch=1))
-    assert len(whole) == 10
-    for batch in whole:
+    steps = list(datasets.batches(faces, None, 36, 0, (0, 1)))
+    assert len(steps) == 10
+    for batch in steps:
         assert [len(rows) for rows in shown(faces, batch)] == [30, 6]
-    for rows, count in zip(shown(faces, *whole), (300, 60)):
+    for rows, count in zip(shown(faces, *steps), (300, 60)):
         assert sorted(rows) == list(range(count))
 
 
-# ---- the report
+# ---- the report, and what the scripts share
 
 def test_report_on_the_sample(work):
     text = run("datasets.py", "--data", "sample", cwd=work).stdout
@@ -550,15 +659,76 @@ def test_report_goes_on_after_what_is_wrong_or_has_no_labels(tmp_path):
     picture(tmp_path / "data/cvpr2016/age/test/a.jpg")
     picture(tmp_path / "data/cvpr2016/gender/train/women/a.jpg")
     picture(tmp_path / "data/fer2013/train/happy/a.jpg")
+    fairface(tmp_path / "data", [(name, "20-29", "Male", "Black") for name in fair_names("train", 2)])
     done = run("datasets.py", cwd=tmp_path, status=2)
     assert "the age set's test part is not there" in done.stdout
-    for part in ("cvpr2016 age train", "fer2013 train"):
-        assert f"{part}: 1 rows found, 1 used" in done.stdout
-    assert "women: unknown class folder" in done.stderr
+    for part in ("cvpr2016 age train: 1", "fer2013 train: 1", "fairface train: 2"):
+        assert f"{part} rows found, {part[-1]} used" in done.stdout
+    assert "group: Black 2" in done.stdout and "women: unknown class folder" in done.stderr
 
 
-def test_no_data_root(tmp_path):
+def test_no_data_root_and_a_sample_that_is_not_drawn(tmp_path, monkeypatch):
     assert "no data root" in run("datasets.py", "--data", "nowhere", cwd=tmp_path, status=2).stderr
     (tmp_path / "empty").mkdir()
     done = run("datasets.py", "--data", "empty", cwd=tmp_path, status=2)
     assert "none of imdb-wiki, cvpr2016, fer2013" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no data root data/sample/"):       # it is drawn where asked for by name
+        datasets.folders(argparse.Namespace(data="data/sample", cache=None))
+    (tmp_path / "data/sample").mkdir(parents=True)          # somebody's own faces are not taken for drawn ones
+    root, cache = datasets.folders(argparse.Namespace(data="sample", cache=None))
+    assert not datasets.is_drawn(root) and not list(root.iterdir()) and cache == root / ".cache"
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinities here")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    usable = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        assert datasets.cores() == 1
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert datasets.cores() == len(usable)
+
+
+def ended(main, monkeypatch, *options):
+    """The exit status of script(main)."""
+    monkeypatch.setattr(sys, "argv", ["/x/some.py", *options])
+    try:
+        with pytest.raises(SystemExit) as end:
+            datasets.script(main)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return end.value.code
+
+
+@pytest.mark.parametrize("error, status, expected", [
+    (DataError("a.csv line 3:\nno age"), 2, "some.py: error: a.csv line 3: no age\n"),
+    (OSError(28, "No space left on device", "a\nb"), 2, "some.py: error: [Errno 28] No space left on device"),
+    (RuntimeError("of torch\n\nmore"), 2, "some.py: error: RuntimeError: of torch more\n"),
+    (KeyboardInterrupt(), 130, "")])
+def test_any_error_becomes_one_line_and_debug_shows_where_it_came_from(error, status, expected, monkeypatch,
+                                                                       capsys):
+    main = Mock(side_effect=error)
+    assert ended(main, monkeypatch) == status
+    text = capsys.readouterr().err
+    assert text.startswith(expected) and text.count("\n") == bool(expected)
+    if status == 2:
+        with pytest.raises(type(error)):                    # which Python shows with its traceback
+            monkeypatch.setattr(sys, "argv", ["some.py", "--debug"])
+            datasets.script(main)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_sigterm_ends_a_script_as_ctrl_c_does(monkeypatch):
+    done = []
+
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            done.append("written")
+    assert ended(main, monkeypatch) == 143 and done == ["written"]

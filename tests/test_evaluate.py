@@ -1,11 +1,15 @@
-"""Metrics, logs, the table, predictions."""
+"""Metrics, intervals, calibration, logs, predictions, pictures, plots."""
+import argparse
 import csv
+import io
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -42,8 +46,11 @@ SEED_LOG = """\
 
 
 def faces(**labels):
+    """A table of one part with these labels, each a list."""
     count = len(next(iter(labels.values())))
-    return datasets.new_faces(Path(), [f"{i}.jpg" for i in range(count)], **labels)
+    rows = [datasets.Face(f"{i}.jpg", **{name: values[i] for name, values in labels.items()})
+            for i in range(count)]
+    return datasets.Faces.of(datasets.Part(datasets.SOURCES[5], "valid", Path(), rows))
 
 
 def the_best(work):
@@ -65,11 +72,12 @@ def read_table(file):
 # ---- metrics
 
 def test_metrics_by_hand():
-    table = datasets.join([faces(age=[10, 25, np.nan, 29], spread=[2, np.nan, 1, 4], gender=[0, 1, 1, -1]),
+    table = datasets.join([faces(age=[10, 25, np.nan, 29], age_std=[2, np.nan, 1, 4], gender=[0, 1, 1, -1]),
                            faces(emotion=[0, 0, 6])])
-    metrics = evaluate.score(table, Predictions({
+    predictions = Predictions({
         "age": np.array([12.0, 20, 99, 30, 0, 0, 0]), "gender": np.array([0, 0, 1, 1, 0, 0, 0]),
-        "emotion": np.array([0, 0, 0, 0, 0, 3, 6])}))
+        "emotion": np.array([0, 0, 0, 0, 0, 3, 6])})
+    metrics = evaluate.score(table, predictions)
     assert metrics["age_mae"] == pytest.approx((2 + 5 + 1) / 3)
     assert {decade: errors.tolist() for decade, errors in metrics["errors_by_decade"].items()} == {
         10: [2.0], 20: [5.0, 1.0]}
@@ -78,13 +86,13 @@ def test_metrics_by_hand():
     assert metrics["gender_confusion"].tolist() == [[1, 0], [1, 1]]
     assert metrics["emotion_confusion"][0].tolist() == [1, 0, 0, 1, 0, 0, 0]
     assert metrics["emotion_confusion"].sum() == 3
-    text = evaluate.report(metrics)
+    text = evaluate.report(table, predictions, None)
     assert f"age mae: {metrics['age_mae']}" in text and "chalearn error" in text
     assert re.search(r"\| angry +\| +2 \| +50.0 \|", text) and re.search(r"\| disgust +\| +0 \| +- \|", text)
 
 
 def test_chalearn_error_where_all_guessed_the_same_age():
-    metrics = evaluate.score(faces(age=[20, 20], spread=[0, 0]), Predictions({"age": np.array([20.0, 21])}))
+    metrics = evaluate.score(faces(age=[20, 20], age_std=[0, 0]), Predictions({"age": np.array([20.0, 21])}))
     assert metrics["chalearn_error"] == 0.5
 
 
@@ -101,29 +109,50 @@ def test_what_was_not_predicted_or_has_no_label_is_not_measured():
 
 def test_predict_sees_every_image_once_whatever_the_number_of_processes(monkeypatch):
     torch.manual_seed(0)
-    network = models.FaceNet().eval()
+    network = models.FaceAttributeNet().eval()
     rng = np.random.default_rng(0)
-    table = datasets.join([faces(age=np.arange(70) % 50), faces(gender=np.arange(33) % 2)])
-    for part, count in zip(table.parts, (70, 33)):
-        part.pixels = rng.integers(0, 255, (count, 16, 16, 3), np.uint8)
-    cpu = torch.device("cpu")
-    whole = evaluate.predict(network, table, 16, ("age", "gender"), cpu)
-    assert {task: len(values) for task, values in whole.values.items()} == {"age": 103, "gender": 103}
-    sums = []
-    monkeypatch.setattr(evaluate.dist, "all_reduce", lambda results: sums.append(results.clone()))
-    for rank in range(2):
-        evaluate.predict(network, table, 16, ("age", "gender"), cpu, share=datasets.Share(rank, 2))
-    results, logits = [sums[0], sums[3]], [sums[1], sums[4]]        # of each process; its gender logits too
-    ages, genders = (sum(results)[:, place, 0].numpy() for place in (0, 1))
-    assert ((results[0][:, 0, 0] == 0) != (results[1][:, 0, 0] == 0)).all()
-    torch.testing.assert_close(sum(logits), whole.logits["age"], rtol=0, atol=0)
-    np.testing.assert_array_equal(ages, whole.values["age"])
-    np.testing.assert_array_equal(genders, whole.values["gender"])
+    table = datasets.join([
+        replace(faces(age=list(range(70))), images=[rng.integers(0, 255, (70, 16, 16, 3), np.uint8)]),
+        replace(faces(gender=[0, 1, 1] * 11), images=[rng.integers(0, 255, (33, 16, 16, 3), np.uint8)])])
+    cpu, tasks = torch.device("cpu"), ("age", "gender")
+    alone = evaluate.predict(network, table, 16, tasks, cpu)
+    assert {task: len(values) for task, values in alone.values.items()} == {"age": 103, "gender": 103}
+    monkeypatch.setattr(evaluate.dist, "all_reduce", lambda results: None)
+    halves = [evaluate.predict(network, table, 16, tasks, cpu, rank=rank, world=2) for rank in (0, 1)]
+    for task in tasks:
+        first, second = (half.logits[task] for half in halves)
+        assert ((first == 0).all(1) != (second == 0).all(1)).all()
+        torch.testing.assert_close(first + second, alone.logits[task], rtol=0, atol=0)
     mirrored = evaluate.predict(network, table, 16, ("age",), cpu, tta=True)
-    assert (mirrored.values["age"] != whole.values["age"]).any()
+    assert (mirrored.values["age"] != alone.values["age"]).any()
 
 
-# ---- calibration
+def test_tta_is_the_mean_of_the_probabilities_of_both_images():
+    def network(inputs, tasks):                             # sees the left edge alone
+        return {"gender": inputs[:, 0, 0, :1] * torch.tensor([[1.0, -1.0]])}
+    image = torch.zeros((1, 16, 16, 3), dtype=torch.uint8)
+    image[:, :, 8:] = 255
+    one, other, both = (evaluate.forward(network, images, 16, ["gender"], tta)["gender"].softmax(1)
+                        for images, tta in ((image, False), (image.flip(2), False), (image, True)))
+    assert (one - other).abs().max() > 0.1
+    torch.testing.assert_close(both, (one + other) / 2)
+
+
+# ---- intervals and calibration
+
+def test_wilsons_interval():
+    # Wilson's, as in Newcombe 1998, table I
+    low, high = evaluate.interval(np.repeat([1.0, 0.0], [81, 182]), True)
+    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert evaluate.interval(np.zeros(10), True) == pytest.approx((0, 0.2775), abs=1e-4)
+
+
+def test_bootstrap_interval_is_near_the_normal_one_and_always_the_same():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    low, high = evaluate.interval(values, False)
+    assert (low, high) == pytest.approx((values.mean() - 0.196, values.mean() + 0.196), abs=0.03)
+    assert evaluate.interval(values, False) == (low, high)
+
 
 def certain(logits, **labels):
     """Faces of these labels, and predictions of these logits (n, classes) by task."""
@@ -148,7 +177,7 @@ def test_calibration_undoes_what_the_logits_were_multiplied_by(factor):
 def test_calibration_error_by_hand():
     logits = torch.tensor([0.9, 0.9, 0.6]).log()[:, None] * torch.tensor([[1.0, 0.0]])
     logits[:, 1] = (1 - logits[:, 0].exp()).log()
-    # two told with 0.9, of which one is right, and one with 0.6, which is right
+    # two predicted with 0.9, of which one is right, and one with 0.6, which is right
     error, *_ = evaluate.calibration_error(logits, torch.tensor([0, 1, 0]))
     assert error == pytest.approx((2 * (0.9 - 0.5) + (1 - 0.6)) / 3)
 
@@ -156,21 +185,21 @@ def test_calibration_error_by_hand():
 def test_calibrated_age_ranges_hold_four_of_five_true_ages():
     rng = np.random.default_rng(0)
     years, middle = np.arange(101), rng.uniform(30, 70, 4000)
-    logits = -((years - middle[:, None]) / 3) ** 2 / 2                  # a deviation of 3 years is told
+    logits = -((years - middle[:, None]) / 3) ** 2 / 2                  # a deviation of 3 years is predicted
     truth = np.round(rng.normal(middle, 6))                             # and one of 6 is true
     table, predictions = certain({"age": logits}, age=truth)
-    before = evaluate.in_age_range(predictions.logits["age"], torch.from_numpy(truth)).mean()
+    before = evaluate.in_age_interval(predictions.logits["age"], torch.from_numpy(truth)).mean()
     temperature = evaluate.calibrate(table, predictions)["age"]
-    after = evaluate.in_age_range(predictions.logits["age"] / temperature, torch.from_numpy(truth)).mean()
+    after = evaluate.in_age_interval(predictions.logits["age"] / temperature, torch.from_numpy(truth)).mean()
     assert before < 0.6 and after == pytest.approx(0.8, abs=0.01)
-    assert temperature == pytest.approx(4, rel=0.15)                    # whole years are told, some too many
+    assert temperature == pytest.approx(4, rel=0.15)                    # in whole years, some too many
 
 
 def test_calibration_leaves_out_what_has_no_label_or_only_a_range():
     table, predictions = certain({"age": np.zeros((2, 101)), "gender": np.zeros((2, 2))}, age=[24.5, np.nan],
-                                 low=[20, np.nan], high=[30, np.nan])
+                                 age_low=[20, np.nan], age_high=[30, np.nan])
     assert evaluate.calibrate(table, predictions) == {}
-    assert evaluate.calibration_table(table, predictions, {}) == ""
+    assert "gender" not in evaluate.calibration_table(table, predictions, {})
 
 
 def test_calibration_leaves_out_logits_that_are_no_numbers():
@@ -180,7 +209,7 @@ def test_calibration_leaves_out_logits_that_are_no_numbers():
     assert "gender" in evaluate.calibration_table(table, predictions, {"age": 1.0, "gender": 1.0})
 
 
-def test_a_checkpoints_temperatures_are_told_exported_and_used(trained, work, tmp_path):
+def test_a_checkpoints_temperatures_are_shown_exported_and_used(trained, work, tmp_path):
     best, content = the_best(work)
     assert set(content["temperatures"]) == {"age", "gender", "emotion"}
     portrait = picture(tmp_path / "face.png", size=(64, 64))
@@ -199,31 +228,22 @@ def test_a_checkpoints_temperatures_are_told_exported_and_used(trained, work, tm
     narrow, wide = (int(row["age_high"]) - int(row["age_low"]) for row in (sure, unsure))
     assert 0 <= narrow < wide
     assert all(sure[name] == unsure[name] for name in ("age", "emotion", "gender", "gender_probability"))
-    told = run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--split", "cvpr2016", "--data", "sample",
+    text = run("evaluate.py", "--checkpoint", tmp_path / "c.pth", "--split", "cvpr2016", "--data", "sample",
                cwd=work).stdout
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-             for line in told.splitlines() if "predicted 80 %" in line or "calibration error" in line}
+             for line in text.splitlines() if "predicted 80 %" in line or "calibration error" in line}
     before, _, after, within, temperature = cells["true ages in the predicted 80 % (%)"]
     low, high = map(float, within.split(" to "))
     assert before != after and low <= float(after) <= high and temperature == "50.000"
     assert cells["gender calibration error (%)"][2:] == ["-", "", "-"]
 
 
-@pytest.mark.parametrize("temperatures", [[1.0], {"age": 0.0}, {"age": float("nan")}, {"hair": 1.0},
-                                          {"age": torch.ones(2)}])
-def test_odd_temperatures_are_refused(temperatures, trained, work, tmp_path):
-    content = {**the_best(work)[1], "temperatures": temperatures}
-    torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(models.CheckpointError, match="its temperatures are"):
-        models.open_checkpoint(tmp_path / "c.pth")
-
-
 # ---- logs
 
 def test_seed_log_reads_back_and_is_written_to_the_letter(tmp_path):
     (tmp_path / "seed.txt").write_text(SEED_LOG)
-    command, (epoch,), _ = evaluate.read_log(tmp_path / "seed.txt")
-    assert command == "" and epoch["epoch"] == 12 and epoch["lr"] == 0.01
+    options, (epoch,), _ = evaluate.read_log(tmp_path / "seed.txt")
+    assert options == {} and epoch["epoch"] == 12 and epoch["lr"] == 0.01
     assert epoch["age_loss"] == 4.351883343876301 and epoch["age_mae"] == 12.487859796083074
     assert epoch["val_gender_acc"] == 87.21448467116502 and epoch["val_emotion_acc"] == 0
     measured = {name: value for name, value in epoch.items() if value}
@@ -231,7 +251,7 @@ def test_seed_log_reads_back_and_is_written_to_the_letter(tmp_path):
     lines = zip(stamps, evaluate.epoch_lines(measured), strict=True)
     assert "".join(f"{stamp}{line}\n" for stamp, line in lines) == SEED_LOG
     row = r"\| ResNet-18-Age-Gender +\| +12.49 \| +87.21 \| +\| +\| +0.01 \|"
-    assert re.search(row, evaluate.results_table(evaluate.read_logs(tmp_path)))
+    assert re.search(row, evaluate.results_table(evaluate.read_logs(tmp_path).values()))
 
 
 def test_log_of_a_run_that_was_killed_and_resumed(tmp_path):
@@ -258,7 +278,7 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
         "--lr 0.01",
         {"age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0},
         {"age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
-    log("3.txt", "train.py --data sample --split fer2013 --weights 0 0 1 --lr 0.02",
+    log("3.txt", "train.py --data data --split fer2013 --weights 0 0 1 --lr 0.02",
         {"val_emotion_acc": 60.0}, {"val_emotion_acc": 70.123})
     log("4.txt", "train.py --data data")
     done = run("evaluate.py", "--logs", tmp_path, cwd=tmp_path)
@@ -269,9 +289,22 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
     assert rows[7:] == [
         ["ResNet-18-Age-Gender on imdb-wiki (from scratch)", "6.00", "90.00", "", "1, 1, 0", "0.03"],
         ["ResNet-18-Age-Gender-Emotion on cvpr2016 fer2013", "6.00", "90.00", "60.00", "1, 0.1, 1", "0.01"],
-        ["ResNet-18-Emotion on fer2013 (from scratch, drawn sample)", "", "", "70.12", "0, 0, 1", "0.02"]]
-    assert "4.txt: no finished epoch" in done.stderr
+        ["ResNet-18-Emotion on fer2013 (from scratch)", "", "", "70.12", "0, 0, 1", "0.02"]]
+    assert "4.txt: left out (no finished epoch)" in done.stderr
     assert "no logs" in run("evaluate.py", "--logs", tmp_path / "nowhere", cwd=tmp_path, status=2).stderr
+
+
+def test_what_is_no_log_is_left_out_and_named(trained, tmp_path):
+    shutil.copy(trained, tmp_path / "a$b_{$.txt")                   # no formula in the plot
+    (tmp_path / "latin.txt").write_bytes(b"f\xfcr sp\xe4ter")
+    (tmp_path / "utf16.txt").write_bytes(trained.read_text().encode("utf-16"))
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    done = run("evaluate.py", "--logs", tmp_path, "--plot", tmp_path / "p.svg", cwd=tmp_path)
+    assert len(done.stdout.splitlines()) == 8 and len(done.stderr.splitlines()) == 4
+    for name in ("latin", "utf16", "folder", "gone"):
+        assert f"{name}.txt: left out" in done.stderr
+    assert (tmp_path / "p.svg").stat().st_size
 
 
 # ---- on the sample
@@ -279,43 +312,47 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
 @pytest.mark.parametrize("split", ["cvpr2016", "fer2013"])
 def test_figures_equal_the_logs_to_the_last_digit_and_predictions_score_the_same(trained, work, split):
     assert trained.read_text().count("Train epoch") == 2
-    judge = ("evaluate.py", "--data", "sample", "--split", split)
-    text = run(*judge, "--save-predictions", "p.csv", cwd=work).stdout
+    command = ("evaluate.py", "--data", "sample", "--split", split)
+    text = run(*command, "--save-predictions", "p.csv", cwd=work).stdout
     epoch = int(re.search(r"best.pth: .*; epoch (\d)", text)[1])
-    logged = evaluate.read_log(trained)[1][epoch - 1]
+    logged = evaluate.read_log(trained).epochs[epoch - 1]
     shown = {name: float(value) for name, value in re.findall(r"^([\w ]+): ([\d.]+)$", text, re.MULTILINE)}
     names = {"cvpr2016": ("age_mae", "gender_acc", "gender_loss", "age_loss"),
              "fer2013": ("emotion_acc", "emotion_loss")}[split]
     for name in names:
         logged_as = name if name == "age_mae" else f"val_{name}"
         assert shown[name.replace("age_mae", "age mae")] == logged[logged_as], name
-    scored = run(*judge, "--predictions", "p.csv", cwd=work).stdout
+    scored = run(*command, "--predictions", "p.csv", cwd=work).stdout
     of_both = text[:text.rindex("\n\n") + 1]                # behind it, of a model alone, calibration
     same = [line for line in of_both.splitlines() if "_loss" not in line and "best.pth" not in line]
     assert scored.splitlines() == same
-    assert "mean of image and mirror image (--tta)" in run(*judge, "--tta", cwd=work).stdout
+    assert "mean of image and mirror image (--tta)" in run(*command, "--tta", cwd=work).stdout
 
 
-def test_predictions_missing_doubled_unknown_or_senseless(tmp_path, work):
+EMOTIONS = datasets.CLASS_NAMES["emotion"]
+
+
+def test_predictions_missing_different_unknown_or_senseless(tmp_path, work):
     root = work / "data/sample"
-    table = datasets.load(root, ["fer2013"], "valid", ["emotion"], 48, root / ".cache")
-    rows = [[str(i), name] for i, name in enumerate(np.array(datasets.EMOTIONS)[table.emotion])]
+    (part,), _ = datasets.read(root, ["fer2013"], "valid", ["emotion"])
+    rows = [[face.file, EMOTIONS[face.emotion]] for face in part.faces]
 
     def scored(rows, header=("image", "emotion"), status=2):
         write_table(tmp_path / "p.csv", header, *rows)
         return run("evaluate.py", "--data", "sample", "--split", "fer2013",
                    "--predictions", tmp_path / "p.csv", cwd=work, status=status)
-    assert "emotion_acc: 100.0" in scored(rows, status=0).stdout
-    assert "1 missing: 3" in scored(rows[:3] + rows[4:]).stderr
-    assert "1 doubled: 7" in scored(rows + [rows[7]]).stderr
-    assert "2 no image of this split: 140, x" in scored(rows + [["140", "sad"], ["x", "sad"]]).stderr
-    assert "line 2: emotion is 'glad'" in scored([["0", "glad"]] + rows[1:]).stderr
-    assert "line 2: emotion is '7'" in scored([["0", "7"]] + rows[1:]).stderr
-    assert "no column age, gender or emotion" in scored(rows, ("image", "mood")).stderr
-    twice = scored([["x.png", *row] for row in rows], ("image", "image", "emotion"))
-    assert "unknown or doubled column image" in twice.stderr
+    other = {"angry": "anger", "happy": "Happiness", "sad": "sadness", "fear": "fearful"}
+    synonyms = [[name, other.get(emotion, emotion)] for name, emotion in rows]
+    assert "emotion_acc: 100.0" in scored(synonyms + [rows[7]], status=0).stdout     # twice and alike
+    assert "missing: 1 (3)" in scored(rows[:3] + rows[4:]).stderr
+    wrong = EMOTIONS[(EMOTIONS.index(rows[7][1]) + 1) % 7]
+    assert "7 is there twice, with different values" in scored(rows + [["7", wrong]]).stderr
+    assert "no image of this part: 2 (140, x)" in scored(rows + [["140", "sad"], ["x", "sad"]]).stderr
+    for odd in ("glad", "7"):
+        assert f"line 2: emotion is '{odd}'; expected angry, disgust" in scored([["0", odd]] + rows[1:]).stderr
+    assert "expected the columns image and any of age" in scored(rows, ("image", "mood")).stderr
     more = scored([["x.png", *row] for row in rows], ("face", "image", "emotion"), status=0)
-    assert "emotion_acc: 100.0" in more.stdout              # other columns are passed over
+    assert "emotion_acc: 100.0" in more.stdout              # other columns are ignored
 
 
 def test_predictions_of_one_task_need_only_its_images(work, tmp_path):
@@ -327,51 +364,153 @@ def test_predictions_of_one_task_need_only_its_images(work, tmp_path):
     assert "age mae: 2.0\n" in text and "gender_acc" not in text
 
 
+@pytest.fixture(scope="module")
+def genders(tmp_path_factory):
+    """ChaLearn's gender set with 24 + 8 pictures, of which one of valid is also in train."""
+    root = tmp_path_factory.mktemp("genders")
+    for subset, count in (("train", 24), ("valid", 8)):
+        for i in range(count):
+            name = f"data/cvpr2016/gender/{subset}/{('female', 'male')[i % 2]}/{i}.png"
+            picture(root / name, 100 if i == 0 else i + count)
+    return root
+
+
+def test_unseen_figures_leave_out_what_is_in_train_too(genders, tmp_path):
+    names = sorted(f"gender/valid/{gender}/{i}.png" for i in range(8) for gender in [("female", "male")[i % 2]])
+    rows = [(name, 1 if "/0." in name else int("/male/" in name)) for name in names]    # the copy is wrong
+    write_table(genders / "p.csv", ("image", "gender"), *rows)
+    command = ("evaluate.py", "--split", "cvpr2016", "--predictions")
+    text = run(*command, "p.csv", cwd=genders).stdout
+    assert "1 of the images are in the train part too" in text and "gender_acc: 87.5\n" in text
+    row = next(line for line in text.splitlines() if line.startswith("| gender acc"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert (cells[1], cells[3], cells[4], cells[6]) == ("87.50", "8", "100.00", "7")
+    shutil.copytree(genders / "data/cvpr2016/gender/valid", tmp_path / "data/cvpr2016/gender/valid")
+    text = run(*command, genders / "p.csv", cwd=tmp_path).stdout
+    assert "it is unknown which images are in the train part too: " in text and "unseen |" not in text
+
+
+def test_several_predictions_are_compared_to_the_first_face_by_face(genders):
+    names = sorted(f"gender/valid/{gender}/{i}.png" for i in range(8) for gender in [("female", "male")[i % 2]])
+    for file, value in (("ours.csv", lambda name: "Man" if "/male/" in name else "Woman"),
+                        ("female.csv", lambda name: "female")):
+        write_table(genders / file, ("image", "left", "gender"),
+                    *((f"/elsewhere/cvpr2016/{name}", 4, value(name)) for name in names))
+    text = run("evaluate.py", "--split", "cvpr2016", "--predictions", "ours.csv", "female.csv",
+               cwd=genders).stdout
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+            if line.startswith("| ")]
+    ours, female = (next(row for row in rows if row[0] == name) for name in ("ours.csv", "female.csv"))
+    assert ours[1] == "100.00" and ours[3] == ""
+    assert female[1] == "50.00" and female[3] == "-50.00" and "over the 7 images" in text
+    low, high = map(float, female[4].split(" to "))
+    assert low < -50 < high < 0
+
+
+def test_nothing_of_the_train_part_is_decoded(genders, tmp_path, monkeypatch):
+    shutil.copytree(genders / "data", tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+    write_table(tmp_path / "p.csv", ("image", "gender"),
+                *((f"gender/valid/{('female', 'male')[i % 2]}/{i}.png", i % 2) for i in range(8)))
+    opened, open_picture = [], datasets.open_picture
+    monkeypatch.setattr(datasets, "open_picture",
+                        lambda file, *side: opened.append(file) or open_picture(file, *side))
+    run("evaluate.py", "--split", "cvpr2016", "--predictions", "p.csv", cwd=tmp_path)
+    assert len(opened) == 8 and not any("train" in str(file) for file in opened)
+
+
+def test_predictions_of_a_part_that_lacks_a_file_are_scored(work, trained, tmp_path):
+    shutil.copytree(work / "data/sample/cvpr2016", tmp_path / "data/cvpr2016")
+    (tmp_path / "data/cvpr2016/age/valid/000003.jpg").unlink()
+    (best,) = work.glob("checkpoints/*/best.pth")
+    command = ("evaluate.py", "--split", "cvpr2016")
+    ours = run(*command, "--checkpoint", best, "--save-predictions", "p.csv", cwd=tmp_path).stdout
+    theirs = run(*command, "--predictions", "p.csv", cwd=tmp_path).stdout
+    figures = [line for line in ours.splitlines()
+               if line.startswith(("age mae", "gender_acc", "| gender acc")) or "left out" in line]
+    assert len(figures) == 4 and set(figures) <= set(theirs.splitlines())
+    with open(tmp_path / "p.csv", "a") as table:            # by somebody who has the file
+        table.write("age/valid/000003.jpg,50,\n")
+    assert figures[1] in run(*command, "--predictions", "p.csv", cwd=tmp_path).stdout
+
+
+def test_an_output_that_is_there_among_the_data_is_not_replaced(work, trained):
+    table = work / "data/sample/fer2013/fer2013.csv"
+    before = table.stat()
+    command = ("evaluate.py", "--data", "sample", "--split", "fer2013", "--save-predictions", table)
+    assert "is there already" in run(*command, cwd=work, status=2).stderr and table.stat() == before
+
+
 # ---- pictures
 
 def test_pictures(trained, work, tmp_path):
     picture(tmp_path / "faces/a.jpg")
     picture(tmp_path / "faces/deeper/b.png", 1, (50, 30))
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", cwd=work)
-    told = r"[ab]\.(jpg|png): age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %"
-    assert len(re.findall(told, done.stdout)) == 2
+    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv",
+               "--checkpoint", the_best(work)[0], cwd=work)
+    expected = r"[ab]\.(jpg|png): age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %"
+    assert len(re.findall(expected, done.stdout)) == 2
     assert "the middle square of each picture is taken as the face" in done.stdout
     assert "trained on drawn faces" in done.stdout
     rows = read_table(tmp_path / "p.csv")
     assert [row["image"] for row in rows] == [f"{tmp_path}/faces/a.jpg", f"{tmp_path}/faces/deeper/b.png"]
     assert ",".join(rows[0]) == ("image,age,age_low,age_high,gender,gender_probability,emotion,"
-                                 "emotion_probability," + ",".join(datasets.EMOTIONS))
-    names = f"{tmp_path}/broken.jpg\n{tmp_path}/faces/a.jpg\n"
-    done = run("evaluate.py", "-", cwd=work, status=1, input=names)
-    assert "broken.jpg: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr
-    assert "a.jpg: age" in done.stdout
+                                 "emotion_probability," + ",".join(EMOTIONS))
 
 
-def test_pictures_until_the_disk_is_full(trained, work, tmp_path, monkeypatch):
-    for i in range(3):
-        picture(tmp_path / f"faces/{i}.png", i)
-    monkeypatch.setattr(evaluate, "annotate", Mock(side_effect=[
-        Image.new("RGB", (9, 9)), OSError(28, "No space left on device")]))
-    done = run("evaluate.py", tmp_path / "faces", "--csv", tmp_path / "p.csv", "--out", tmp_path / "out",
-               cwd=work, status=2)
-    assert "No space left" in done.stderr
-    assert len(read_table(tmp_path / "p.csv")) == 2
+@pytest.mark.parametrize("encode", [
+    lambda text: text.encode(), lambda text: text.encode("utf-8-sig"), lambda text: text.encode("utf-16"),
+    lambda text: text.replace("\n", "\r\n").encode(), lambda text: text.replace("\n", "\0").encode()])
+def test_names_on_stdin(encode, tmp_path, monkeypatch):
+    names = ["a b.png", "\u4e8c.png"]
+    monkeypatch.setattr(sys, "stdin", argparse.Namespace(buffer=io.BytesIO(encode("\n".join(names) + "\n"))))
+    assert list(map(str, evaluate.pictures(["-"], None))) == names
 
 
-def test_a_picture_whose_name_is_not_utf8(trained, work, tmp_path):
-    picture(tmp_path / "caf.png").rename(tmp_path / "caf\udce9.png")
-    command = [sys.executable, ROOT / "evaluate.py", "-", "--csv", tmp_path / "p.csv"]
-    done = subprocess.run(command, cwd=work, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"},
-                          input=os.fsencode(tmp_path) + b"/caf\xe9.png\n")
-    assert done.returncode == 0, done.stderr
-    assert b"caf\xe9.png: age" in done.stdout and b"caf\xe9.png," in (tmp_path / "p.csv").read_bytes()
+def test_folders_of_pictures_of_any_ending(tmp_path):
+    for name in ("a.jpg", "album/b.png", "@eaDir/t.jpg", "out/1.png"):
+        picture(tmp_path / "faces" / name)
+    for name in ("abc123", "x.jpg_large", "y.jpg.1"):
+        shutil.copy(tmp_path / "faces/a.jpg", tmp_path / "faces" / name)
+    for name in ("notes.txt", "README", "IMG_1.HEIC"):
+        (tmp_path / "faces" / name).write_text("no picture")
+    (tmp_path / "faces/loop").symlink_to(tmp_path / "faces")
+    (tmp_path / "faces/linked").symlink_to(tmp_path / "faces/album")
+    found = [file.name for file in evaluate.pictures([str(tmp_path / "faces")], tmp_path / "faces/out")]
+    assert sorted(found) == ["IMG_1.HEIC", "a.jpg", "abc123", "b.png", "x.jpg_large", "y.jpg.1"]
 
 
-def test_a_picture_gets_what_its_copy_in_the_split_got(trained, work):
+def test_what_cannot_be_read_is_named_and_has_a_row(tmp_path):
+    picture(tmp_path / "a.png", size=(64, 64))
+    (tmp_path / "caf\udce9.png").write_bytes(b"no picture")
+    command = [sys.executable, ROOT / "evaluate.py", "a.png", os.fsencode("caf\udce9.png"), "--csv", "p.csv"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "a.png: age" in done.stdout
+    assert ".png: not a readable picture" in done.stderr and "1 of 2 pictures" in done.stderr
+    assert (tmp_path / "p.csv").read_bytes().splitlines()[2].startswith(b"caf\xe9.png,,")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_predicted_is_kept_when_it_is_stopped(stop, tmp_path):
+    picture(tmp_path / "faces/0.jpg", size=(900, 900))
+    for i in range(1, 3000):
+        os.link(tmp_path / "faces/0.jpg", tmp_path / f"faces/{i}.jpg")
+    process = subprocess.Popen([sys.executable, ROOT / "evaluate.py", "faces", "--csv", "p.csv"], cwd=tmp_path,
+                               stdout=subprocess.PIPE, text=True)
+    for _ in range(70):
+        process.stdout.readline()
+    process.send_signal(stop)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
+    rows = (tmp_path / "p.csv").read_text().splitlines()
+    assert 68 < len(rows) < 3000 and abs(len(rows) - 1 - 68 - rest.count("years")) <= 1
+
+
+def test_a_picture_gets_what_its_copy_in_the_data_set_got(trained, work):
     run("evaluate.py", "--data", "sample", "--split", "cvpr2016", "--save-predictions", "q.csv", cwd=work)
     row = read_table(work / "q.csv")[0]
-    done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], cwd=work)
+    done = run("evaluate.py", work / "data/sample/cvpr2016" / row["image"], "--checkpoint", the_best(work)[0],
+               cwd=work)
     assert re.search(rf"age {float(row['age']):.1f} years \(\d+-\d+\), {row['gender']}", done.stdout)
 
 
@@ -391,11 +530,22 @@ def test_out_writes_annotated_pictures_small_and_large(trained, work, tmp_path):
     assert min(small) >= 320 and large[0] == 1200 and large[1] > 700
 
 
+def test_predictor_takes_files_pictures_and_arrays(tmp_path):
+    file = picture(tmp_path / "a.png", size=(96, 96))
+    predict = evaluate.Predictor(detect=False)
+    answers = [predict(source) for source in (file, str(file), Image.open(file), np.asarray(Image.open(file)))]
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+    (face,) = answers[0]
+    assert face.box is None and 0 <= face.age_low <= face.age_high <= 100
+    assert sum(face.probabilities["emotion"].values()) == pytest.approx(1)
+    assert face.probabilities["gender"][face.gender] == face.gender_probability >= 0.5
+
+
 # ---- weights for giving on
 
-def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_path, monkeypatch):
+def test_exported_weights_evaluate_alike_and_hold_nothing_else(trained, work, tmp_path, monkeypatch):
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work)
-    assert "own.pth: 24.1 MB" in done.stdout
+    assert "in 24.1 MB" in done.stdout
     content = torch.load(tmp_path / "own.pth", weights_only=True)
     assert set(content) == {"model", "detected", "drawn", "image_size", "decoded_size", "tasks",
                             "temperatures", "mean", "std", "ages", "genders", "emotions"}
@@ -406,18 +556,14 @@ def test_exported_weights_judge_alike_and_hold_nothing_else(trained, work, tmp_p
                    cwd=work).stdout
         figures.append(float(re.search(r"age mae: ([\d.]+)", text)[1]))
     assert figures[0] == pytest.approx(figures[1], abs=0.02)
-    # they serve where there is no run of one's own, and to begin a run with
+    # pictures use the weights that ship, though there is a newer run
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "own.pth")
-    done = run("evaluate.py", "a.jpg", cwd=tmp_path)
-    for told in ("no run of your own in checkpoints/: these are the weights that come with the project",
-                 "a.jpg: age", "drawn faces"):              # it was trained on the sample, and still says so
-        assert told in done.stdout
-    done = run("evaluate.py", "a.jpg", "--checkpoints", "gone", cwd=tmp_path, status=2)
-    assert "no run's best.pth in gone/" in done.stderr
+    done = run("evaluate.py", tmp_path / "a.jpg", "--checkpoint", tmp_path / "own.pth", cwd=work)
+    assert "a.jpg: age" in done.stdout and "drawn faces" in done.stdout
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work, status=2)
     assert "own.pth is there already" in done.stderr
-    line = models.load_weights(models.FaceNet(), tmp_path / "own.pth")
+    line = models.load_weights(models.FaceAttributeNet(), tmp_path / "own.pth")
     assert "132 of the model's 132 tensors loaded" in line
 
 
@@ -436,9 +582,6 @@ def test_shipped_weights(tmp_path):
     _, content = models.open_checkpoint(evaluate.SHIPPED)
     assert content["tasks"] == list(datasets.TASKS)
     assert set(content["temperatures"]) == set(datasets.TASKS) and content["detected"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (log,) = re.findall(r"The log of the weights is `(\S+)`", readme)
-    assert len(evaluate.read_log(ROOT / log).epochs) > 1
     picture(tmp_path / "a.jpg")
     text = run("evaluate.py", "a.jpg", cwd=tmp_path).stdout
     assert re.search(r"a.jpg: age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %", text)
@@ -447,18 +590,13 @@ def test_shipped_weights(tmp_path):
 # ---- plots
 
 def test_plots(trained, work, tmp_path, monkeypatch):
-    judge = ("evaluate.py", "--data", "sample", "--split", "fer2013")
+    emotions = ("evaluate.py", "--data", "sample", "--split", "fer2013")
     logs = ("evaluate.py", "--logs", "logs")
-    for i, command in enumerate((("evaluate.py", "--data", "sample", "--split", "cvpr2016"), judge, logs)):
+    for i, command in enumerate((("evaluate.py", "--data", "sample", "--split", "cvpr2016"), emotions, logs)):
         run(*command, "--plot", tmp_path / f"{i}.png", cwd=work)
         assert min(Image.open(tmp_path / f"{i}.png").size) > 500
-    unlike = tmp_path / "a.what"
-    assert "what is no kind of plot" in run(*logs, "--plot", unlike, cwd=work, status=2).stderr
-    judge += ("--save-predictions", tmp_path / "p.csv")
-    assert "what is no kind of plot" in run(*judge, "--plot", unlike, cwd=work, status=2).stderr
-    assert len(list(tmp_path.iterdir())) == 3
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for command in (judge, logs):
+    for command in (emotions, logs):
         done = run(*command, "--plot", tmp_path / "b.png", cwd=work, status=2)
         assert "pip install matplotlib" in done.stderr
 
@@ -467,17 +605,17 @@ def test_plots(trained, work, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, expected", [
     ([], "expected one of"), (["--split", "cvpr2016", "x.jpg"], "expected one of"),
-    (["--split", "lfw"], "invalid choice"), (["--split", "fer2013"], "no run's best.pth"),
-    (["--split", "fer2013", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"),
+    (["--split", "lfw"], "invalid choice"), (["--split", "fer2013", "--data", "sample", "--checkpoints", "x"], "no run's best.pth"),
+    (["--split", "fer2013", "--data", "sample", "--checkpoint", "gone.pth"], "no checkpoint gone.pth"),
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--predictions goes with"),
-    (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "no file p.csv"),
-    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "its folder is not there"),
+    (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv"),
+    (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "in a folder that is there"),
     (["--data", "x"], "expected one of"),
     (["--split", "fer2013", "--detect"], "--detect goes with pictures"),
     (["x.jpg", "--plot", "p.png"], "--plot goes with --split or --logs"),
     (["x.jpg", "--subset", "test"], "--subset goes with --split"),
     (["--logs", "x", "--checkpoint", "x.pth"], "--checkpoint goes with"),
-    (["--export", "gone/p.pth"], "its folder is not there"),
+    (["--export", "gone/p.pth"], "in a folder that is there"),
     (["--export", "p.pth", "--tta"], "--tta goes with"),
 ])
 def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
@@ -487,24 +625,12 @@ def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
     assert expected in run("evaluate.py", *arguments, cwd=tmp_path, status=2).stderr
 
 
-def test_checkpoints_that_cannot_be_judged(tmp_path, trained, work):
+def test_a_checkpoint_of_other_tasks_is_refused(trained, work, tmp_path):
     _, content = the_best(work)
-    for change, expected in (({"emotions": content["emotions"][::-1]}, "its emotions are"),
-                             ({"image_size": 10**9}, "an image size of"),
-                             ({"decoded_size": "64"}, "decoded at '64'"),
-                             ({"decoded_size": 0}, "decoded at 0"),
-                             ({"model": {"x": torch.zeros(1)}}, "not this network's"),
-                             ({"tasks": []}, "for tasks"), ({"tasks": [["age"]]}, "for tasks")):
-        torch.save(content | change, tmp_path / "c.pth")
-        with pytest.raises(models.CheckpointError, match=expected):
-            models.open_checkpoint(tmp_path / "c.pth")
-    torch.save(models.FaceNet().state_dict(), tmp_path / "c.pth")
-    with pytest.raises(models.CheckpointError, match="not a checkpoint of this project.*--pretrained"):
-        models.open_checkpoint(tmp_path / "c.pth")
-    judge = ("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth")
-    for change, expected in (({"tasks": ["age"]}, "trained for age"),):
-        torch.save(content | change, tmp_path / "c.pth")
-        assert expected in run(*judge, cwd=work, status=2).stderr
+    torch.save(content | {"tasks": ["age"]}, tmp_path / "c.pth")
+    done = run("evaluate.py", "--split", "fer2013", "--data", "sample", "--checkpoint", tmp_path / "c.pth",
+               cwd=work, status=2)
+    assert "trained for age; the data set has labels of emotion" in done.stderr
 
 
 def test_a_reader_that_has_read_enough_is_no_error(work):

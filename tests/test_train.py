@@ -66,8 +66,8 @@ def begun(place, *arguments, until):
 
 
 def test_two_epochs_learn_all_three_tasks(trained):
-    command, epochs, drawn = evaluate.read_log(trained)
-    assert command.startswith("train.py --data sample --split cvpr2016 fer2013 --weights 1 1 1 ")
+    options, epochs, drawn = evaluate.read_log(trained)
+    assert options["split"] == ["cvpr2016", "fer2013"] and options["weights"] == ["1", "1", "1"]
     last = epochs[-1]
     # chance: 24 years, 50 %, 14 %
     assert last["age_mae"] < 12 and last["val_gender_acc"] > 75 and last["val_emotion_acc"] > 40
@@ -91,7 +91,7 @@ def test_log_has_the_documented_lines(trained):
 
 def test_killed_in_mid_epoch_and_resumed_equals_a_run_never_stopped(place):
     run("train.py", *SMALL, "--epochs", 3, cwd=place)
-    whole = figures(the_log(place))
+    whole = evaluate.read_log(the_log(place)).epochs
     (best,) = place.glob("checkpoints/*/best.pth")
     whole_best = torch.load(best, weights_only=True)["model"]
     shutil.rmtree(place / "logs")
@@ -106,7 +106,7 @@ def test_killed_in_mid_epoch_and_resumed_equals_a_run_never_stopped(place):
     log = the_log(place)
     resumed_best = torch.load(last.with_name("best.pth"), weights_only=True)["model"]
     assert all(torch.equal(value, whole_best[name]) for name, value in resumed_best.items())
-    assert figures(log) == whole and len(evaluate.read_log(log)[1]) == 3
+    assert evaluate.read_log(log).epochs == whole and len(whole) == 3
     assert "resumed after epoch" in log.read_text()
 
 
@@ -342,7 +342,7 @@ def test_rehearsed_sets_are_trained_on_but_not_validated_on(place):
     text = the_log(place).read_text()
     last = lengthened(place)
     run("train.py", "--resume", last, cwd=place)
-    assert len(evaluate.read_log(the_log(place))[1]) == 2
+    assert len(evaluate.read_log(the_log(place)).epochs) == 2
     assert " --rehearse imdb-wiki " in text
     assert "imdb-wiki imdb_crop train: " in text and "cvpr2016 age valid" in text
     assert "imdb-wiki imdb_crop valid" not in text
@@ -353,10 +353,10 @@ def test_rehearsed_sets_are_trained_on_but_not_validated_on(place):
 
 def test_two_processes_train_as_one_and_validate_every_image_once(place):
     run("train.py", *SMALL, "--epochs", 2, cwd=place)
-    (one,) = evaluate.read_log(the_log(place))[1][1:]
+    (one,) = evaluate.read_log(the_log(place)).epochs[1:]
     shutil.rmtree(place / "logs")
     run("train.py", *SMALL, "--epochs", 2, "--device", "cpu", "--logs", "logs", cwd=place, launcher=TORCHRUN)
-    (two,) = evaluate.read_log(the_log(place))[1][1:]
+    (two,) = evaluate.read_log(the_log(place)).epochs[1:]
     assert "2 process(es)" in the_log(place).read_text()
     assert len(list((place / "checkpoints").iterdir())) == 2
     assert one["lr"] == two["lr"]
@@ -571,5 +571,5 @@ def test_cuda_trains_and_evaluates_alike(place, options):
     run("train.py", *SMALL, "--epochs", 2, *options, cwd=place, env=WITH_GPUS)
     assert "CPU" not in the_log(place).read_text()
     text = run("evaluate.py", "--data", "sample", "--split", "fer2013", cwd=place, env=WITH_GPUS).stdout
-    logged = evaluate.read_log(the_log(place))[1][int(re.search(r"epoch (\d)", text)[1]) - 1]
+    logged = evaluate.read_log(the_log(place)).epochs[int(re.search(r"epoch (\d)", text)[1]) - 1]
     assert f"emotion_acc: {logged['val_emotion_acc']}" in text
