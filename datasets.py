@@ -716,6 +716,7 @@ LANDMARKS = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.
 # FER2013's pictures are aligned by one scale and one shift, in parts of the side, which bring the median of
 # their landmarks to these places
 FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
+FER2013_SIDE = 64                       # pixels of the aligned picture, before it is resized
 SMALLEST_FACE = 40                      # pixels
 LEAST_CONFIDENCE = 0.9
 LARGE_SIDE = 2000                       # pixels; a JPEG whose sides are all over twice that is shrunk
@@ -835,7 +836,8 @@ def align(picture: Image.Image, landmarks: np.ndarray, size: int) -> np.ndarray:
 
 def align_fer2013(picture: Image.Image, size: int) -> np.ndarray:
     """The square of a face in one of FER2013's pictures: (size, size, 3) uint8."""
-    return sample_pixels(np.asarray(picture), (pixel_centers(size) - FER2013_SHIFT) / FER2013_SCALE)
+    places = (pixel_centers(FER2013_SIDE) - FER2013_SHIFT) / FER2013_SCALE
+    return center_crop(Image.fromarray(sample_pixels(np.asarray(picture), places)), size)
 
 
 def pixel_centers(size: int) -> np.ndarray:
@@ -885,7 +887,7 @@ def stat_files(part: Part, settings: str) -> tuple[Part, str]:
     """`part` without the files that are missing, which are counted, and a key that changes with each of the
     others and with `settings`.
     """
-    text = f"{CACHE_FORMAT} {settings} {LANDMARKS.tolist()} {FER2013_SCALE} {FER2013_SHIFT}"
+    text = f"{CACHE_FORMAT} {settings} {LANDMARKS.tolist()} {FER2013_SCALE} {FER2013_SHIFT} {FER2013_SIDE}"
     key = hashlib.blake2b(text.encode(), digest_size=8)
     faces, missing = [], []
     for face in part.faces:

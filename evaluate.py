@@ -423,7 +423,7 @@ def parse_command(command: str) -> dict[str, list[str]]:
 
 def read_logs(folder: Path) -> dict[Path, Log]:
     """The logs in a folder, oldest first, or one file; those that can't be read are named on stderr."""
-    files = sorted(folder.glob("*.txt")) if folder.is_dir() else [folder]
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.txt"))
     logs = {}
     for file in files:
         try:
@@ -536,13 +536,12 @@ def seen_in_training(args: argparse.Namespace, root: Path, parts: list[Part], fa
     if args.subset == "train":
         return None
     try:
-        train, gaps = datasets.read(root, [args.split], "train", tasks)
+        train = [datasets.read_part(root, part.source, "train", tasks) for part in parts]
+        mine, others = [[datasets.digests(part) for part in group] for group in (parts, train)]
+        if not all(mine + others):
+            raise datasets.Missing("the images are not on disk")
     except DataError as error:
-        train, gaps = [], [error]
-    mine, others = [[datasets.digests(part) for part in group] for group in (parts, train)]
-    if gaps or not all(mine + others):
-        reason = next(iter(gaps), "some of the images are not on disk")
-        print(f"it is unknown which images are in the train part too: {reason}")
+        print(f"it is unknown which images are in the train part too: {error}")
         return None
     taken = set().union(*(digests.values() for digests in others))
     seen = [mine[part].get(file) in taken for part, file in zip(faces["part"], faces["file"])]

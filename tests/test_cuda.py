@@ -4,6 +4,7 @@ no values.
 A tensor that stays on the CPU by mistake raises there. The backward pass needs a real GPU.
 """
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,12 +31,13 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def faces():
-    """Ten faces in colour with age and gender, six grey ones with an emotion."""
-    colour = datasets.new_faces(None, [str(i) for i in range(10)], age=range(10), gender=[0, 1] * 5)
-    grey = datasets.new_faces(None, [str(i) for i in range(6)], emotion=range(6))
-    colour.parts[0].pixels, grey.parts[0].pixels = np.zeros((10, 64, 64, 3), np.uint8), np.zeros(
-        (6, 48, 48, 1), np.uint8)
-    return datasets.join([colour, grey])
+    """Ten faces with age and gender, six with an emotion."""
+    def table(source, labels):
+        rows = [datasets.Face(str(i), **each) for i, each in enumerate(labels)]
+        part = datasets.Part(datasets.SOURCES[source], "train", None, rows)
+        return replace(datasets.Faces.of(part), images=[np.zeros((len(rows), 64, 64, 3), np.uint8)])
+    return datasets.join([table(5, [{"age": i, "gender": i % 2} for i in range(10)]),
+                          table(4, [{"emotion": i} for i in range(6)])])
 
 
 def trainer_on(gpu, faces, monkeypatch, precision):
@@ -55,33 +57,34 @@ def trainer_on(gpu, faces, monkeypatch, precision):
 def test_a_training_step_up_to_its_loss(gpu, faces, monkeypatch, precision, free):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 ** 9))
     trainer = trainer_on(gpu, faces, monkeypatch, precision)
-    assert all(isinstance(part.pixels, torch.Tensor) == bool(free) for part in trainer.faces.parts)
-    (batch,) = datasets.batches(faces, None, 16, models.DRAWS, 0, 1)
+    assert isinstance(trainer.faces.images, torch.Tensor) == bool(free)
+    (batch,) = datasets.batches(faces, None, 16, models.DRAWS, (0, 1))
     outputs = trainer.forward(batch)
     assert {task: (logits.shape, logits.dtype, logits.device) for task, logits in outputs.items()} == {
-        task: ((16, classes), precision, gpu) for task, classes in models.CLASSES.items()}
-    for loss in models.losses(outputs, datasets.labels_of(faces, batch.rows, gpu)).values():
+        task: ((16, classes), precision, gpu) for task, classes in models.NUM_CLASSES.items()}
+    for loss in models.losses(outputs, faces.labels(batch.rows, gpu)).values():
         assert (loss.shape, loss.dtype, loss.device) == ((16,), torch.float32, gpu)
 
 
 @pytest.fixture(scope="module")
 def network():
-    """The network as it is evaluated, folded before there are fake tensors, which can't be copied."""
-    return models.fuse(models.FaceNet())
+    """The network as it is evaluated, made before there are fake tensors."""
+    return models.FaceAttributeNet().eval()
 
 
 @pytest.mark.parametrize("tta", [False, True])
 def test_evaluation(network, gpu, faces, tta):
     for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.empty(parameter.shape, device=gpu)
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = torch.empty(tensor.shape, device=gpu)
     rows = np.arange(16)
-    images = datasets.gather(faces, rows, gpu)
-    outputs = evaluate.logits_of(network, images, 64, datasets.TASKS, tta)
-    losses = models.losses(outputs, datasets.labels_of(faces, rows, gpu))
+    images = faces.gather(rows, gpu)
+    outputs = evaluate.forward(network, images, 64, datasets.TASKS, tta)
+    losses = models.losses(outputs, faces.labels(rows, gpu))
     for task, logits in outputs.items():
-        assert (logits.shape, logits.dtype, logits.device) == ((16, models.CLASSES[task]), torch.float32,
+        assert (logits.shape, logits.dtype, logits.device) == ((16, models.NUM_CLASSES[task]), torch.float32,
                                                                gpu)
         assert losses[task].device == gpu
     assert models.expected_age(outputs["age"]).device == gpu
@@ -89,6 +92,6 @@ def test_evaluation(network, gpu, faces, tta):
 
 def test_a_tensor_left_on_the_cpu_is_noticed(gpu):
     with torch.device(gpu):
-        network = models.FaceNet().eval()
+        network = models.FaceAttributeNet().eval()
     with pytest.raises(Exception, match="device"):
         network(torch.zeros(1, 3, 64, 64, device="cpu"))
