@@ -418,7 +418,7 @@ def read_fer2013(folder: Path, subset: str) -> Iterator[Face]:
     names = {"valid": ("valid", "validation")}.get(subset, (subset,))
     images = next((path for path in (entry(folder, name) for name in names) if path.is_dir()), None)
     # without valid/, Kaggle's folders have both parts in test/
-    source = images or entry(folder, "test")
+    source = images or entry(folder, "train" if subset == "train" else "test")
     missing = Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or images in {subset}/<emotion>/: "
                       f"FER2013's {subset} part is not there")
     shared = entry(folder, "valid").is_dir() or entry(folder, "validation").is_dir()
@@ -502,7 +502,7 @@ def age_range(text: str, where: str) -> tuple[float, float, float, float]:
     if text.lower() == "more than 70":
         return 75, 5, 70, math.inf
     ages = re.fullmatch(r"([0-9]{1,2})-([0-9]{1,2})", text)
-    if not ages:
+    if not ages or int(ages[1]) > int(ages[2]):
         raise DataError(f"{where}: age is {text[:50]!r}; expected a range such as 20-29, or more than 70")
     low, high = int(ages[1]), int(ages[2]) + 1
     return (low + high - 1) / 2, (high - low) / math.sqrt(12), low, high
@@ -940,6 +940,8 @@ def crop_face(part: Part, face: Face, size: int, detect: bool) -> tuple[np.ndarr
     if part.source.grey:
         if face.pixels:
             pixels = np.array(face.pixels.split(), np.float32).reshape(48, 48)
+            if not ((pixels >= 0) & (pixels <= 255)).all():
+                raise ValueError("a pixel out of range")
             image = Image.fromarray(pixels.astype(np.uint8))
         else:
             image = Image.fromarray(center_crop(open_picture(part.folder / face.file), 48))
@@ -975,13 +977,14 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes `file`'s name when it is whole, so that a crash leaves the old one.
     Raises DataError where it can't be written.
     """
-    partial = file.with_name(f".{file.name[:100]}.partial")
+    target = file.resolve()                 # what a link leads to
+    partial = target.with_name(f".{target.name[:100]}.partial")
     try:
         with open(partial, "wb") as output:
             yield output
             output.flush()
             os.fsync(output.fileno())
-        partial.replace(file)
+        partial.replace(target)
     except OSError as error:
         raise DataError(f"{file}: can't be written ({error.strerror or error})") from None
     finally:

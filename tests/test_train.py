@@ -22,7 +22,7 @@ import datasets
 import evaluate
 import model as models
 import train
-from conftest import ROOT, WITH_GPUS, figures, run
+from conftest import ROOT, WITH_GPUS, figures, picture, run
 
 SMALL = ("--data", "sample", "--image-size", 32, "--samples", 100, "--batch-size", 32)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
@@ -463,6 +463,18 @@ def test_mistakes_get_a_line_before_training(arguments, expected, place):
     (place / "file").write_text("")
     assert expected in run("train.py", *SMALL, *arguments, cwd=place, status=2).stderr
     assert not list(place.glob("checkpoints/*/*"))
+
+
+def test_training_without_copies(tmp_path):
+    for subset, count in (("train", 12), ("valid", 4)):
+        for i in range(count):
+            name = f"data/cvpr2016/gender/{subset}/{('female', 'male')[i % 2]}/{i}.png"
+            picture(tmp_path / name, 100 if i == 0 else i + count, (32, 32))
+    run("train.py", "--split", "cvpr2016", "--weights", 0, 1, 0, "--without-copies", "--image-size", 32,
+        "--epochs", 1, "--batch-size", 4, cwd=tmp_path)
+    text = the_log(tmp_path).read_text()
+    assert "cvpr2016 gender train: 12 rows found, 11 used, 1 dropped" in text
+    assert "cvpr2016 gender train: left out, picture of valid or test: 1 (gender/train/female/0.png)" in text
 
 
 def test_a_set_that_a_task_needs_is_missing(place, tmp_path):
