@@ -275,18 +275,15 @@ class Run:
                 self.open(Path(args.logs, f"{name}{number}.txt"), "x")
                 return
 
-    def reopen(self, file: Path) -> dict:
+    def reopen(self, file: Path, logs: str) -> dict:
         """Take up the run of a last.pth. Returns its content. Raises DataError."""
-        content = models.read_checkpoint(file)
-        if "training" not in content:
-            raise models.CheckpointError(f"{file}: has no training state; expected a run's last.pth")
         self.folder = file.parent
-        log = Path(content["settings"]["logs"], f"{self.folder.resolve().name}.txt")
+        log = Path(logs, f"{self.folder.resolve().name}.txt")
         if self.rank == 0:
             if not log.is_file():
                 raise DataError(f"{log}: not there; expected the run's log, start where the run began")
             self.open(log, "a")
-            content = models.read_checkpoint(file)      # locked, so that it is the last one
+        content = read_saved(file)              # locked, so that it is the last one
         self.epoch, self.best = content["epoch"], content["training"]["best"]
         return content
 
@@ -329,6 +326,14 @@ class Run:
         if better:
             models.save_checkpoint(content, self.folder / "best.pth")
         models.save_checkpoint({**content, "training": training}, self.folder / "last.pth")
+
+
+def read_saved(file: Path) -> dict:
+    """The content of a run's last.pth. Raises CheckpointError."""
+    content = models.read_checkpoint(file)
+    if "training" not in content:
+        raise models.CheckpointError(f"{file}: has no training state; expected a run's last.pth")
+    return content
 
 
 def settings_lines(trainer: Trainer, settings: dict) -> list[str]:
@@ -506,11 +511,12 @@ def resumed(args: argparse.Namespace, settings: dict) -> argparse.Namespace:
 def prepare(run: Run, args: argparse.Namespace, file: Path | None) -> tuple[Trainer, Faces]:
     """The trainer, ready for the first epoch or the next one of `file`, and the faces for validation."""
     rank, world = run.rank, int(os.environ.get("WORLD_SIZE", 1))
-    saved = run.reopen(file) if file else None
+    saved = read_saved(file) if file else None
     if saved:
         args = resumed(args, saved["settings"])
-        if run.epoch >= args.epochs:
-            raise DataError(f"{file}: the run is finished, at epoch {run.epoch}")
+        if saved["epoch"] >= args.epochs:
+            raise DataError(f"{file}: the run is finished, at epoch {saved['epoch']}")
+        saved = run.reopen(file, args.logs)
     settings = complete(args)
     root, _ = datasets.folders(args)
     run.about = {"settings": settings, "drawn": datasets.is_drawn(root), "detected": args.detect}
