@@ -450,16 +450,16 @@ def make_parser() -> datasets.Parser:
     option("--split", nargs="+", choices=datasets.DATASETS, default=["cvpr2016", "fer2013"],
            help="data sets to train on (default: cvpr2016 fer2013)")
     option("--rehearse", nargs="+", choices=datasets.DATASETS, default=[],
-           help="train on these too, but don't validate on them: against forgetting what pretraining taught")
+           help="train on these too, but don't validate on them: against forgetting the pretraining")
     option("--weights", nargs=len(TASKS), type=number, default=[1.0] * len(TASKS), metavar=TASKS,
            help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1)")
     option("--pretrained", metavar="FILE", help="weights to begin with, anybody's; what fits is loaded")
     option("--teacher", nargs="+", default=[], metavar="FILE",
-           help="checkpoints whose predictions are learned beside the labels; several for a task are averaged")
+           help="checkpoints whose predictions are learned beside the labels, averaged for each task")
     option("--resume", type=Path, metavar="FILE", help="last.pth of a run to go on with, under its settings")
     option("--samples", type=count, metavar="N",
-           help="images an epoch draws of sets that share a task; a smaller set is repeated (default: as many "
-           f"as there are, {datasets.EPOCH_IMAGES} at most; {SAMPLE_IMAGES} for the sample)")
+           help="images an epoch draws of sets that share a task; a smaller set is repeated "
+           f"(default: all, at most {datasets.EPOCH_IMAGES}; {SAMPLE_IMAGES} for the sample)")
     option("--epochs", type=count, metavar="N", help=defaults["epochs"])
     option("--batch-size", type=datasets.at_least(2), default=BATCH_SIZE, metavar="N",
            help=f"images a step, over all tasks and processes (default: {BATCH_SIZE})")
@@ -502,7 +502,8 @@ def resumed(args: argparse.Namespace, settings: dict) -> argparse.Namespace:
     given = {word.partition("=")[0].removeprefix("--") for word in sys.argv[1:] if word.startswith("--")}
     given -= {"resume", "debug"}
     for name in given.difference(PLACES, ["compile"]):
-        raise DataError(f"--{name}: a resumed run keeps its settings; expected --data, --cache, --device alone")
+        raise DataError(f"--{name}: a resumed run keeps its settings; "
+                        "expected --data, --cache, --device alone")
     args = argparse.Namespace(**settings | {name: getattr(args, name) for name in given})
     args.cache = args.cache and Path(args.cache)
     return args
