@@ -598,7 +598,7 @@ def parse_prediction(text: str, task: str, where: str) -> float:
     if task == "age":
         return datasets.number(text, -1000, 1000, where, task)
     word = text.strip().lower()
-    classes = {name: number for number, name in enumerate(CLASS_NAMES[task])}
+    classes = datasets.numbered(task)
     classes |= {str(number): number for number in classes.values()}
     word = SYNONYMS.get(word, word)
     if word not in classes:

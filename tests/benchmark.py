@@ -13,7 +13,6 @@ import importlib.util
 import io
 import itertools
 import math
-import os
 import platform
 import shlex
 import statistics
