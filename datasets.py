@@ -1215,15 +1215,15 @@ def at_least(low: float, kind: type = int) -> Callable[[str], float]:
     return parse
 
 
-def folders(args: argparse.Namespace) -> tuple[Path, Path]:
+def folders(data: str, cache: Path | None) -> tuple[Path, Path]:
     """The data root and the cache that --data and --cache name; the sample is drawn where it is missing."""
-    root = SAMPLE_ROOT if args.data == "sample" else Path(args.data)
-    if args.data == "sample" and not root.is_dir():
+    root = SAMPLE_ROOT if data == "sample" else Path(data)
+    if data == "sample" and not root.is_dir():
         build_folder(root, draw_sample)
     if not root.is_dir():
-        raise DataError(f"no data root {args.data}/; the README says what lies in it, "
+        raise DataError(f"no data root {data}/; the README says what lies in it, "
                         "and --data sample needs no download")
-    return root, args.cache or root / ".cache"
+    return root, cache or root / ".cache"
 
 
 def optional(module: str, packages: str, what: str) -> types.ModuleType:
@@ -1297,7 +1297,7 @@ def main() -> None:
     parser.add_data("find the faces in the pictures first")
     parser.add_image_size()
     args = parser.parse_args()
-    root, cache = folders(args)
+    root, cache = folders(args.data, args.cache)
     size = args.image_size or (SAMPLE_SIZE if is_drawn(root) else IMAGE_SIZE)
     counts, mistakes = zip(*[report(root, dataset, size, cache, args.detect) for dataset in DATASETS])
     for mistake in filter(None, mistakes):

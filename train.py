@@ -58,7 +58,6 @@ def train(run: "Run", trainer: "Trainer", valid: Faces) -> None:
         predictions = evaluate.predict(trainer.model, valid, trainer.size, trainer.tasks, trainer.device,
                                        rank=trainer.rank, world=trainer.world)
         metrics = evaluate.score(valid, predictions)
-        metrics = {name: value for name, value in metrics.items() if isinstance(value, float)}
         validated = {f"val_{name}".replace("val_age_mae", "age_mae"): metrics[name] for name in metrics}
         figures = {"epoch": epoch, **figures, **validated}
         if not math.isfinite(sum(figures.values())):
@@ -374,7 +373,7 @@ def trained_tasks(args: argparse.Namespace) -> list[str]:
 
 def read_parts(args: argparse.Namespace) -> tuple[list[Part], list[Part]]:
     """The parts for training and for validation, not decoded. Raises DataError where one is not there."""
-    root, _ = datasets.folders(args)
+    root, _ = datasets.folders(args.data, args.cache)
     tasks, names = trained_tasks(args), args.split + args.rehearse
     train, gaps = datasets.read(root, names, "train", tasks)
     valid, more = datasets.read(root, args.split, "valid", tasks)
@@ -394,7 +393,7 @@ def load_faces(args: argparse.Namespace, parts: tuple[list[Part], list[Part]], w
 
     The first process of each host decodes, the others wait and read its cache.
     """
-    _, cache = datasets.folders(args)
+    _, cache = datasets.folders(args.data, args.cache)
     tasks = trained_tasks(args)
     waits = int(os.environ.get("LOCAL_RANK", 0)) > 0
     if waits:
@@ -490,7 +489,7 @@ def complete(args: argparse.Namespace) -> dict:
     recipe = dict(FINE_TUNING if args.pretrained else FROM_SCRATCH)
     rate = recipe["lr"] * args.batch_size / BATCH_SIZE
     recipe |= {"lr": float(f"{rate:.3g}"), "image_size": datasets.IMAGE_SIZE}
-    if datasets.is_drawn(datasets.folders(args)[0]):
+    if datasets.is_drawn(datasets.folders(args.data, args.cache)[0]):
         recipe |= {"image_size": datasets.SAMPLE_SIZE, "samples": SAMPLE_IMAGES}
     given = {name: value for name, value in vars(args).items() if value is not None}
     vars(args).update(recipe | given)
@@ -519,7 +518,7 @@ def prepare(run: Run, args: argparse.Namespace, file: Path | None) -> tuple[Trai
             raise DataError(f"{file}: the run is finished, at epoch {saved['epoch']}")
         saved = run.reopen(file, args.logs)
     settings = complete(args)
-    root, _ = datasets.folders(args)
+    root, _ = datasets.folders(args.data, args.cache)
     run.about = {"settings": settings, "drawn": datasets.is_drawn(root), "detected": args.detect}
     trainer = Trainer(args, join_processes(args, world), rank, world)
     teachers = open_teachers(args)

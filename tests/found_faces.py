@@ -41,7 +41,7 @@ def main() -> None:
                         help="default: 400")
     parser.add_data("as it is, since faces are always searched here")
     args = parser.parse_args()
-    root, _ = datasets.folders(args)
+    root, _ = datasets.folders(args.data, args.cache)
     model, content = models.open_checkpoint(args.checkpoint)
     size = content["image_size"]
     (part,), _ = datasets.read(root, ["utkface"], "valid", TASKS)
@@ -68,7 +68,7 @@ def main() -> None:
     for name, change in (("tight", lambda face: face), ("pasted", pasted),
                          ("tilted", lambda face: pasted(face, 25))):
         results[name] = found(name, change)
-    print(evaluate.comparison_table(faces, results, np.ones(len(faces), dtype=bool)))
+    print(evaluate.comparison_table(faces, results))
 
 
 if __name__ == "__main__":

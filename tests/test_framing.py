@@ -166,11 +166,6 @@ def test_boxes_are_in_the_files_pixels(tmp_path, monkeypatch):
     assert " at 200,200-600,600: " in run("evaluate.py", "large.jpg", "--detect", cwd=tmp_path).stdout
 
 
-def test_a_label_is_below_its_face_or_above_where_no_room_is_left():
-    assert evaluate.label_place((40, 40, 80, 80), (60, 30), (300, 200)) == (40, 81)
-    assert evaluate.label_place((260, 140, 300, 180), (60, 30), (300, 200)) == (240, 110)
-
-
 def test_age_interval_is_the_central_part_of_the_distribution():
     logits = torch.full((2, 101), -50.0)
     logits[0, 20:30] = logits[1, 91:] = 0                   # ten years alike
