@@ -216,8 +216,8 @@ def age_loss(logits: Tensor, age: Tensor, age_std: Tensor) -> Tensor:
     ages = torch.arange(MAX_AGE + 1.0, device=logits.device)
     steps = (ages - age.unsqueeze(1)) / sigma.unsqueeze(1)
     target = (-steps ** 2 / 2).softmax(1)
-    entropy = F.cross_entropy(logits, target, reduction="none")
     distance = (expected_age(logits) - age).abs()
+    entropy = F.cross_entropy(logits, target, reduction="none")
     return AGE_LOSS * (entropy + AGE_DISTANCE * distance)
 
 
@@ -236,8 +236,8 @@ def distilled(of_labels: Tensors, outputs: Tensors, targets: Tensors) -> Tensors
     for task, target in targets.items():
         student = (outputs[task].float() / TEMPERATURE).log_softmax(1)
         divergence = F.kl_div(student, target, reduction="none").sum(1)
-        of_teachers = TEACHER_WEIGHT * TEMPERATURE ** 2 * divergence
-        result[task] = (1 - TEACHER_WEIGHT) * of_labels[task] + of_teachers
+        result[task] = ((1 - TEACHER_WEIGHT) * of_labels[task]
+                        + TEACHER_WEIGHT * TEMPERATURE ** 2 * divergence)
     return result
 
 
