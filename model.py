@@ -55,7 +55,7 @@ class CheckpointError(DataError):
 # ---- the network ------------------------------------------------------------------------------------------
 
 class FaceAttributeNet(ResNet):
-    """torchvision's ResNet-18 with a head for each task: a hidden layer and an output layer.
+    """torchvision's ResNet-18 with a head for each task.
 
     Input: (n, 3, h, w) float, normalised. Output: for each task asked for, logits (n, classes).
     """
@@ -210,6 +210,7 @@ def age_loss(logits: Tensor, age: Tensor, age_std: Tensor) -> Tensor:
 
     DLDL-v2, Gao et al., IJCAI 2018, "Age Estimation Using Expectation of Label Distribution Learning";
     a label's standard deviation widens the Gaussian. Logits (n, 101), years (n,) -> (n,) float32.
+    The order of the terms decides how gradients are rounded.
     """
     age, age_std = age.nan_to_num(), age_std.nan_to_num()
     sigma = (AGE_SIGMA ** 2 + age_std ** 2).sqrt().clamp(max=MAX_SIGMA)

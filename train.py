@@ -30,10 +30,11 @@ from torch.nn.parallel import DistributedDataParallel
 import evaluate
 import model as models
 
-# Defaults from scratch and with --pretrained, and what was measured (one run each). Epochs: step 1 in 60 4.92
-# years, 92.8 %; in 24, of 64 images a step instead of 256, 5.38, 91.5 %. lr, the highest, is for steps of
-# BATCH_SIZE images, in proportion to them (arXiv:1706.02677): emotion after six epochs 61.97 %, with 0.05
-# 61.47 %. decay is of weights (L2): step 2 4.61 years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6.
+# Defaults from scratch and with --pretrained, and what was measured (one run each).
+# epochs: step 1 in 60 4.92 years, 92.8 %; in 24, of 64 images a step instead of 256, 5.38, 91.5 %
+# lr, the highest, for steps of BATCH_SIZE images, in proportion to them (arXiv:1706.02677): emotion after
+#     six epochs 61.97 %, with 0.05 61.47 %
+# decay, of weights (L2): step 2 4.61 years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6
 FROM_SCRATCH = {"epochs": 60, "lr": 0.05, "decay": 1e-3}
 FINE_TUNING = {"epochs": 24, "lr": 0.02, "decay": 5e-4}
 BATCH_SIZE = 64         # images a step
