@@ -447,7 +447,7 @@ def test_ctrl_c_shows_how_to_resume(place):
     (["--weights", "a", 1, 1], "invalid weight"),
     (["--epochs", 0], "out of range"), (["--image-size", 8], "out of range"), (["--lr", 0], "out of range"),
     (["--split", "lfw"], "invalid choice"), (["--split", "imdb-wiki"], "no labels for emotion"),
-    (["--split", "fer2013", "--weights", 1, 0, 0], "no labels for age"),
+    (["--split", "fer2013", "--weights", 1, 0, 0], "fer2013 has no age"),
     (["--weights", 0, 0, 1, "--rehearse", "imdb-wiki"], "the weights of its tasks are 0"),
     (["--data", "nowhere"], "no data root nowhere/"),
     (["--pretrained", "gone.pth"], "no checkpoint gone.pth"),
