@@ -9,14 +9,13 @@
     python train.py --resume checkpoints/RUN/last.pth                         go on with a stopped run
     torchrun --nproc-per-node=4 -- train.py ...                               the same on several GPUs
 """
-import argparse
 import collections
 import contextlib
 import itertools
 import math
 import os
 import shlex
-import sys
+from argparse import Namespace
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -31,10 +30,11 @@ from torch.nn.parallel import DistributedDataParallel
 import evaluate
 import model as models
 
-# Defaults from scratch and with --pretrained, and what was measured (one run each). Epochs: step 1 in 60 4.92
-# years, 92.8 %; in 24, of 64 images a step instead of 256, 5.38, 91.5 %. lr, the highest, is for steps of
-# BATCH_SIZE images, in proportion to them (arXiv:1706.02677): emotion after six epochs 61.97 %, with 0.05
-# 61.47 %. decay is of weights (L2): step 2 4.61 years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6.
+# Defaults from scratch and with --pretrained, and what was measured (one run each).
+# epochs: step 1 in 60 4.92 years, 92.8 %; in 24, of 64 images a step instead of 256, 5.38, 91.5 %
+# lr, the highest, for steps of BATCH_SIZE images, in proportion to them (arXiv:1706.02677): emotion after
+#     six epochs 61.97 %, with 0.05 61.47 %
+# decay, of weights (L2): step 2 4.61 years, 94.4 %, 66.8 %; with 0.0025 4.69, 94.3, 65.6
 FROM_SCRATCH = {"epochs": 60, "lr": 0.05, "decay": 1e-3}
 FINE_TUNING = {"epochs": 24, "lr": 0.02, "decay": 5e-4}
 BATCH_SIZE = 64         # images a step
@@ -44,8 +44,11 @@ SMALLER_EPOCHS = 0.6    # of the epochs, the first ones, see smaller images
 SMALLER_SIDE = 2 / 3    # of the image size; 64 instead of 96 pixels halve a CPU's step
 SAMPLE_IMAGES = 1000    # an epoch's, of the drawn sample
 
-LONGEST_DECODING = timedelta(hours=12)      # for which processes wait for one that decodes
-PLACES = ("data", "cache", "device")        # settings that may differ between hosts, and on resuming
+LONGEST_DECODING = timedelta(hours=12)      # processes wait so long for one that decodes
+# settings that may differ between hosts, and on resuming
+PLACES = ("data", "cache", "device", "compile")
+# other tasks, such as emotion, are taught from grey faces
+COLORED = {task for source in datasets.SOURCES if not source.grey for task in source.tasks}
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------
@@ -55,25 +58,25 @@ def train(run: "Run", trainer: "Trainer", valid: Faces) -> None:
     for epoch in range(run.epoch + 1, trainer.args.epochs + 1):
         run.epoch = epoch
         figures = trainer.train_epoch(epoch)
-        predictions = evaluate.predict(trainer.model, valid, trainer.size, trainer.tasks, trainer.device,
-                                       rank=trainer.rank, world=trainer.world)
+        predictions = trainer.predict(trainer.model, valid, trainer.size, trainer.tasks)
         metrics = evaluate.score(valid, predictions)
-        validated = {f"val_{name}".replace("val_age_mae", "age_mae"): metrics[name] for name in metrics}
-        figures = {"epoch": epoch, **figures, **validated}
+        figures |= {f"val_{name}": value for name, value in metrics.items()}
+        figures |= {"epoch": epoch, "age_mae": metrics.get("age_mae", 0)}
         if not math.isfinite(sum(figures.values())):
-            raise DataError(f"epoch {epoch}: a loss is no number; last.pth is that of epoch {epoch - 1}, "
-                            "a lower --lr may help")
+            raise DataError(f"epoch {epoch}: a loss is no number; last.pth is that of "
+                            f"epoch {epoch - 1}, a lower --lr may help")
         run.log(*evaluate.epoch_lines(figures))
-        content = trainer.content(epoch, metrics, evaluate.calibrate(valid, predictions))
+        temperatures = evaluate.calibrate(valid, predictions)
+        content = trainer.content(epoch, metrics, temperatures)
         run.save(content, evaluate.mean_error(metrics))
 
 
 class Trainer:
     """The network in training, its optimizer, and the faces that it is trained on."""
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, rank: int = 0, world: int = 1):
-        """`args` are the command line's; this is process `rank` of `world`."""
-        self.args, self.device, self.rank, self.world = args, device, rank, world
+    def __init__(self, args: Namespace, device: torch.device, rank: int = 0, world: int = 1):
+        self.args, self.device = args, device
+        self.rank, self.world = rank, world     # of torchrun's processes
         self.size = size_at(1, args)            # pixels of the last epoch's images
         self.weights = dict(zip(TASKS, args.weights))
         self.tasks = trained_tasks(args)
@@ -85,33 +88,39 @@ class Trainer:
         self.model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, args.lr, args.decay)
         self.precision = models.fast_precision(device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        scaled = self.precision is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def start(self, faces: Faces) -> None:
-        """Get ready to train on `faces`."""
+        """Get ready to train on `faces`. Raises DataError where they are too few."""
         self.faces = faces.to_device(self.device)
         images = sum(datasets.pools(faces, self.args.samples).values())
         self.steps = math.ceil(images / self.args.batch_size)
-        self.network = self.model
+        if images // self.steps < 2 * self.world:           # of the smallest step
+            raise DataError("a step needs at least 2 images for each process; "
+                            "expected a larger --batch-size, or more images an epoch")
+        network = self.model
         if self.args.compile:
             mode = {"cuda": "reduce-overhead"}.get(self.device.type)
-            self.network = torch.compile(self.network, dynamic=False, mode=mode)
+            network = torch.compile(network, dynamic=False, mode=mode)
         if self.world > 1:
-            # `train_epoch` broadcasts BatchNorm's running statistics at its end; no step reads them
-            self.network = DistributedDataParallel(self.network, broadcast_buffers=False)
+            # `train_epoch` broadcasts BatchNorm's running statistics; no step reads them
+            network = DistributedDataParallel(network, broadcast_buffers=False)
+        self.network = network
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch. Returns, over all processes, lr, the highest; {task}_loss; {task}_acc in percent."""
-        args, first = self.args, (epoch - 1) * self.steps
+        """One epoch. Returns lr, the highest; {task}_loss; {task}_acc in percent."""
+        args, total = self.args, self.args.epochs * self.steps
         self.size = size_at(epoch, args)
-        rates = [rate_at(first + step, args.epochs * self.steps, args) for step in range(self.steps)]
+        steps = range((epoch - 1) * self.steps, epoch * self.steps)
+        rates = [rate_at(step, total, args) for step in steps]
         batches = datasets.batches(self.faces, args.samples, args.batch_size, models.DRAWS,
                                    (args.seed, epoch), self.rank, self.world)
-        shown = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
+        batches = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
         # by task: loss, correct predictions, known labels
         sums = torch.zeros((len(self.tasks), 3), dtype=torch.float64, device=self.device)
         self.network.train()
-        for batch, rate in zip(shown, rates):
+        for batch, rate in zip(batches, rates):
             self.step(batch, rate, sums)
         if self.world > 1:
             dist.all_reduce(sums)
@@ -120,16 +129,17 @@ class Trainer:
         figures = {"lr": max(rates)}
         for task, (loss, correct, known) in zip(self.tasks, sums.tolist()):
             known = max(known, 1)               # of a few samples, none may have the label
-            figures |= {f"{task}_loss": loss / known, f"{task}_acc": 100 * correct / known}
+            figures[f"{task}_loss"] = loss / known
+            figures[f"{task}_acc"] = 100 * correct / known
         return figures
 
     def step(self, batch: datasets.Batch, rate: float, sums: torch.Tensor) -> None:
-        """One step of the optimizer; its losses, correct predictions and known labels are added to `sums`."""
+        """One step of the optimizer, which adds losses, correct predictions and labels to `sums`."""
         outputs = self.forward(batch)
         labels = self.faces.labels(batch.rows, self.device)
         of_labels = models.losses(outputs, labels)
         rows = torch.from_numpy(batch.rows).to(self.device, non_blocking=True)
-        targets = {task: values[rows] for task, values in self.targets.items()}
+        targets = {task: each[rows] for task, each in self.targets.items()}
         losses = models.distilled(of_labels, outputs, targets)
         total = sum(self.weights[task] * losses[task].sum() for task in self.tasks)
         # the mean over the step's images; DDP takes the mean over processes, hence times `world`
@@ -159,29 +169,36 @@ class Trainer:
         fast = size > 16 and self.precision is not torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=fast)
 
+    def predict(self, network, faces: Faces, size: int, tasks: list[str], grey: bool = False):
+        """What a network predicts; each process takes its part of the batches."""
+        return evaluate.predict(network, faces, size, tasks, self.device,
+                                rank=self.rank, world=self.world, grey=grey)
+
     def content(self, epoch: int, metrics: dict, temperatures: dict[str, float]) -> dict:
         """A last.pth's content: the model, what using it needs, and what training on needs."""
         training = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        return {"model": self.model.state_dict(), "tasks": self.tasks, "image_size": self.size,
-                "decoded_size": self.args.image_size, **models.description(), "temperatures": temperatures,
-                "epoch": epoch, "metrics": metrics, "training": training}
+        return {
+            "model": self.model.state_dict(), **models.description(),
+            "tasks": self.tasks, "temperatures": temperatures,
+            "image_size": self.size, "decoded_size": self.args.image_size,
+            "epoch": epoch, "metrics": metrics, "training": training,
+        }
 
     def load(self, content: dict, file: Path) -> None:
-        """Restore the training of a last.pth. Raises CheckpointError where the file does not fit."""
+        """Restore the training of a last.pth. Raises CheckpointError where it does not fit."""
         models.load_state(self.model, content["model"], file)
         saved = content["training"]
-        groups = self.optimizer.param_groups
-        for i, parameter in enumerate(itertools.chain(*(group["params"] for group in groups))):
+        self.scaler.load_state_dict(saved["scaler"])
+        groups = (group["params"] for group in self.optimizer.param_groups)
+        for i, parameter in enumerate(itertools.chain(*groups)):
             momentum = saved["optimizer"]["state"][i]["momentum_buffer"]
             if momentum.shape != parameter.shape:
                 raise models.CheckpointError(f"{file}: its momentum {i} is of another network")
             self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved["scaler"])
 
 
-def rate_at(step: int, steps: int, args: argparse.Namespace) -> float:
-    """The learning rate of a step, of `steps` from 0 on: a linear warm-up, then a cosine to 0."""
+def rate_at(step: int, steps: int, args: Namespace) -> float:
+    """The learning rate of a step, from step 0 on: a linear warm-up, then a cosine to 0."""
     if args.constant:
         return args.lr
     warm = max(1, int(steps * WARM_UP))
@@ -189,11 +206,10 @@ def rate_at(step: int, steps: int, args: argparse.Namespace) -> float:
     return args.lr * min((step + 1) / warm, (1 + math.cos(math.pi * progress)) / 2)
 
 
-def size_at(epoch: int, args: argparse.Namespace) -> int:
-    """The side in pixels of an epoch's images, epochs counted from 1 on: smaller at first, which costs less.
+def size_at(epoch: int, args: Namespace) -> int:
+    """The side in pixels of an epoch's images, from epoch 1 on: smaller at first, which costs less.
 
-    A network works well only at the size that it was trained at last: one of 64 pixels fell from 56 to 41 %
-    of emotions at 96. So each epoch is validated at its size.
+    An epoch is validated at its size: a network of 64 pixels fell from 56 to 41 % of emotions at 96.
     """
     if args.constant or epoch > int(SMALLER_EPOCHS * args.epochs):
         return args.image_size
@@ -202,9 +218,10 @@ def size_at(epoch: int, args: argparse.Namespace) -> int:
 
 def make_optimizer(model: torch.nn.Module, rate: float, decay: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weights decay, biases and BatchNorm's parameters don't."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": decay},
-              {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in trained if p.dim() > 1]
+    others = [p for p in trained if p.dim() == 1]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, rate, momentum=MOMENTUM, nesterov=True, fused=True)
     # of a first step that GradScaler skips, fused SGD keeps uninitialised momentum
     for parameter in trained:
@@ -212,43 +229,38 @@ def make_optimizer(model: torch.nn.Module, rate: float, decay: float) -> torch.o
     return optimizer
 
 
+def trained_tasks(args: Namespace) -> list[str]:
+    """The tasks whose weight is not 0."""
+    return [task for task, weight in zip(TASKS, args.weights) if weight]
+
+
 # ---- teachers ---------------------------------------------------------------------------------------------
 
-# a line for the log; the network and its image size; the tasks that it teaches, and whether from grey faces
-Teacher = collections.namedtuple("Teacher", ("note", "model", "size", "tasks", "grey"))
-
-
-def open_teachers(args: argparse.Namespace) -> list[Teacher]:
-    """The networks that --teacher names. Raises DataError where one does not fit the run."""
-    # a task whose sources are all grey, as emotion's are, is taught from grey faces
-    colored = {task for source in datasets.SOURCES if not source.grey for task in source.tasks}
+def open_teachers(args: Namespace) -> list[tuple[torch.nn.Module, int, list[str]]]:
+    """The network, image size and tasks of each --teacher. Raises DataError where it does not fit."""
     teachers = []
     for file in args.teacher:
-        model, content = models.open_checkpoint(Path(file))
-        tasks = set(trained_tasks(args)) & set(content["tasks"])
+        network, content = models.open_checkpoint(Path(file))
+        tasks = [task for task in trained_tasks(args) if task in content["tasks"]]
         if not tasks:
             raise DataError(f"--teacher {file}: its tasks {content['tasks']} have weight 0")
         if content["detected"] != args.detect:
-            raise DataError(f"--teacher {file}: trained on faces that are framed otherwise; --detect must be "
-                            "given for both or for none")
-        for how, taught in ("", tasks & colored), (", from grey faces", tasks - colored):
-            if taught:
-                note = f"{file}: teaches {' and '.join(sorted(taught))}{how}"
-                teachers.append(Teacher(note, model, content["image_size"], sorted(taught), bool(how)))
+            raise DataError(f"--teacher {file}: its faces are framed otherwise; "
+                            "--detect must be given for both or for none")
+        teachers.append((network, content["image_size"], tasks))
     return teachers
 
 
-def ask_teachers(trainer: Trainer, teachers: list[Teacher]) -> dict[str, torch.Tensor]:
+def ask_teachers(trainer: Trainer, teachers: list) -> dict[str, torch.Tensor]:
     """The mean of the teachers' soft targets for each face, by task: (faces, classes)."""
     targets = collections.defaultdict(list)
-    for teacher in teachers:
-        model = teacher.model.to(trainer.device)
-        with trainer.autocast(teacher.size):
-            predictions = evaluate.predict(
-                model, trainer.faces, teacher.size, teacher.tasks, trainer.device,
-                rank=trainer.rank, world=trainer.world, grey=teacher.grey)
-        for task, logits in predictions.logits.items():
-            targets[task].append(models.soft_targets(logits))
+    for network, size, tasks in teachers:
+        network.to(trainer.device)
+        for task in tasks:
+            grey = task not in COLORED
+            with trainer.autocast(size):
+                predictions = trainer.predict(network, trainer.faces, size, [task], grey)
+            targets[task].append(models.soft_targets(predictions.logits[task]))
     return {task: (sum(each) / len(each)).to(trainer.device) for task, each in targets.items()}
 
 
@@ -259,43 +271,32 @@ class Run:
 
     def __init__(self, rank: int = 0):
         self.rank, self.folder = rank, Path()
-        self.epoch, self.best = 0, math.inf     # the epoch in progress; the least mean error so far
-        self.about, self.rows = {}, {}          # for its checkpoints; each part's number of faces
+        self.epoch, self.best = 0, math.inf     # in progress; the least mean error so far
+        self.rows = {}                          # each part's number of faces
+        self.about = {}                         # what checkpoints hold besides the trainer's content
 
-    def begin(self, args: argparse.Namespace) -> None:
+    def begin(self, args: Namespace) -> None:
         """Make the folder and the log, named for now; runs of the same second get a number."""
-        weights = "-".join(as_words(args.weights))
+        weights = "-".join(map(str, args.weights))
         name = f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{weights}"
         Path(args.logs).mkdir(parents=True, exist_ok=True)
         for number in itertools.chain([""], map("-{}".format, itertools.count(2))):
             self.folder = Path(args.checkpoints, name + number)
             with contextlib.suppress(FileExistsError):
                 self.folder.mkdir(parents=True)
-                self.open(Path(args.logs, f"{name}{number}.txt"), "x")
+                self.open_log(args.logs, "x")
                 return
 
-    def reopen(self, file: Path, logs: str) -> dict:
-        """Take up the run of a last.pth. Returns its content. Raises DataError."""
-        self.folder = file.parent
-        log = Path(logs, f"{self.folder.resolve().name}.txt")
-        if self.rank == 0:
-            if not log.is_file():
-                raise DataError(f"{log}: not there; expected the run's log, start where the run began")
-            self.open(log, "a")
-        content = read_saved(file)              # locked, so that it is the last one
-        self.epoch, self.best = content["epoch"], content["training"]["best"]
-        return content
-
-    def open(self, log: Path, mode: str) -> None:
-        """Open the log, and keep other processes off the run where the file system has locks."""
-        self.lines = open(log, mode, encoding="utf-8")
+    def open_log(self, folder: str, mode: str) -> None:
+        """Open the log; it is locked, since one process at a time may train a run."""
+        file = Path(folder, f"{self.folder.resolve().name}.txt")
+        self.lines = open(file, mode, encoding="utf-8")
         try:
             import fcntl
-            self.lock = open(self.folder / ".lock", "w")
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{self.folder}: another process is training this run; stop it first") from None
-        except (ImportError, OSError):
+            raise DataError(f"{file}: another process is training this run; stop it first") from None
+        except (ImportError, OSError):      # Windows, or a file system without locks
             pass
 
     def log(self, *lines: str) -> None:
@@ -306,17 +307,17 @@ class Run:
             print(text, end="", file=self.lines, flush=True)
             print(text, end="", flush=True)
 
-    def log_faces(self, *tables: Faces) -> None:
-        """Count the faces of each part; log that, and what is left out."""
-        for faces in tables:
-            for number, part in enumerate(faces.parts):
-                rows = replace(faces.keep(faces["part"] == number), parts=[part])
-                self.rows[part.name] = len(rows)
-                self.log(datasets.describe(rows, part.name)[0])
-                self.log(*datasets.left_out(rows))
+    def log_faces(self, faces: Faces) -> dict[str, int]:
+        """Log how many faces each part has, and what is left out. Returns the numbers."""
+        rows = {}
+        for number, part in enumerate(faces.parts):
+            table = replace(faces.keep(faces["part"] == number), parts=[part])
+            rows[part.name] = len(table)
+            self.log(datasets.describe(table, part.name)[0], *datasets.left_out(table))
+        return rows
 
     def save(self, content: dict, error: float = math.inf) -> None:
-        """Save last.pth, and without its training state best.pth where `error` is the least so far."""
+        """Save last.pth; and best.pth, without the training, where `error` is the least so far."""
         better, self.best = error < self.best, min(error, self.best)
         if self.rank > 0:
             return
@@ -327,93 +328,63 @@ class Run:
         models.save_checkpoint({**content, "training": training}, self.folder / "last.pth")
 
 
-def read_saved(file: Path) -> dict:
-    """The content of a run's last.pth. Raises CheckpointError."""
-    content = models.read_checkpoint(file)
-    if "training" not in content:
-        raise models.CheckpointError(f"{file}: has no training state; expected a run's last.pth")
-    return content
-
-
 def settings_lines(trainer: Trainer, settings: dict) -> list[str]:
     """The run's command line, its machine, and its images' sizes."""
-    args, device = trainer.args, trainer.device
     words = ["train.py"]
     for name, value in settings.items():
-        if str(value) not in ("None", "False", "[]"):
-            words += [f"--{name.replace('_', '-')}", *as_words(value)]
-    kind = f"CPU, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
+        values = list(map(str, value if isinstance(value, list) else [value]))
+        if values not in ([], ["None"], ["False"]):
+            words += [f"--{name.replace('_', '-')}", *values]
+    machine = f"CPU, {torch.get_num_threads()} threads"
+    if trainer.device.type == "cuda":
+        machine = torch.cuda.get_device_name(trainer.device)
     precision = str(trainer.precision).removeprefix("torch.")
-    sizes = f"{args.image_size} pixels"
-    if size_at(1, args) != args.image_size:
-        last = int(SMALLER_EPOCHS * args.epochs)
-        sizes = f"{size_at(1, args)} pixels up to epoch {last}, then {sizes}"
-    return [shlex.join(words),
-            f"torch {torch.__version__}, {kind}, {precision}, {trainer.world} process(es)",
-            f"images of {sizes}; weight decay {args.decay:g}"]
-
-
-def as_words(value: object) -> list[str]:
-    """A setting as it is typed: 1, not 1.0; nothing behind a flag."""
-    if isinstance(value, list):
-        return sum(map(as_words, value), [])
-    if isinstance(value, float):
-        return [str(value).removesuffix(".0")]
-    return [] if value is True else [str(value)]
+    return [shlex.join(word for word in words if word != "True"),       # flags have no value
+            f"torch {torch.__version__}, {machine}, {precision}, {trainer.world} process(es)",
+            f"images of {trainer.size} pixels at first, {trainer.args.image_size} at last"]
 
 
 # ---- the faces, and the processes -------------------------------------------------------------------------
 
-def trained_tasks(args: argparse.Namespace) -> list[str]:
-    """The tasks whose weight is not 0."""
-    return [task for task, weight in zip(TASKS, args.weights) if weight]
-
-
-def read_parts(args: argparse.Namespace) -> tuple[list[Part], list[Part]]:
-    """The parts for training and for validation, not decoded. Raises DataError where one is not there."""
+def read_parts(args: Namespace) -> tuple[list[Part], list[Part]]:
+    """The parts for training and for validation, not decoded. Raises DataError."""
     root, _ = datasets.folders(args.data, args.cache)
-    tasks, names = trained_tasks(args), args.split + args.rehearse
+    tasks, names = trained_tasks(args), dict.fromkeys(args.split + args.rehearse)
     train, gaps = datasets.read(root, names, "train", tasks)
-    valid, more = datasets.read(root, args.split, "valid", tasks)
+    valid, more = datasets.read(root, dict.fromkeys(args.split), "valid", tasks)
     for gap in gaps + more:
         raise gap
+    for subset, parts in ("train", train), ("valid", valid):
+        faces = datasets.join([Faces.of(part) for part in parts])
+        for task in tasks:
+            if not faces.known(task).any():
+                names = " ".join(args.split)
+                raise DataError(f"--split {names}: no labels for {task} in its {subset} part")
     if args.without_copies:
         held_out = []
         for subset in ("valid", "test"):
             with contextlib.suppress(datasets.Missing):
-                held_out += datasets.read(root, names, subset, tasks)[0]
+                parts, _ = datasets.read(root, names, subset, tasks)
+                held_out += parts
         train = [datasets.drop_copies(part, held_out) for part in train]
     return train, valid
 
 
-def load_faces(args: argparse.Namespace, parts: tuple[list[Part], list[Part]], world: int) -> list[Faces]:
-    """The faces of both `parts`. Raises DataError, also where they are too few.
-
-    The first process of each host decodes, the others wait and read its cache.
-    """
+def load_faces(args: Namespace, world: int, parts: list[Part]) -> Faces:
+    """The faces of `parts`. The first process of each host decodes, the others read its cache."""
     _, cache = datasets.folders(args.data, args.cache)
-    tasks = trained_tasks(args)
-    waits = int(os.environ.get("LOCAL_RANK", 0)) > 0
-    if waits:
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank > 0:
         dist.barrier()
-    tables = [datasets.load(each, tasks, args.image_size, cache, args.detect) for each in parts]
-    if world > 1 and not waits:
+    faces = datasets.load(parts, trained_tasks(args), args.image_size, cache, args.detect)
+    if world > 1 and local_rank == 0:
         dist.barrier()
-    for task, (faces, subset) in itertools.product(tasks, zip(tables, ("train", "valid"))):
-        if not faces.known(task).any():
-            raise DataError(f"--split {' '.join(args.split)}: no known {task} in its {subset} part")
-    images = sum(datasets.pools(tables[0], args.samples).values())
-    if images // math.ceil(images / args.batch_size) < 2 * world:           # of the smallest step
-        raise DataError(f"a step needs at least 2 images for each of {world} process(es); expected a larger "
-                        "--batch-size, or more images an epoch")
-    return tables
+    return faces
 
 
-def join_processes(args: argparse.Namespace, world: int) -> torch.device:
-    """This process's device; torchrun's processes have a GPU each, where there are GPUs. Raises DataError."""
-    device = models.pick_device(args.device)
+def join_processes(name: str | None, world: int) -> torch.device:
+    """This process's device; torchrun's processes have a GPU each, where there are GPUs."""
+    device = models.pick_device(name)
     if world == 1:
         return device
     if device.type == "cuda":
@@ -429,10 +400,9 @@ def check_alike(ours: dict, world: int) -> None:
     gathered = [ours] * world
     if world > 1:
         dist.all_gather_object(gathered, ours)
-    for theirs, name in itertools.product(gathered, ours):
-        if theirs[name] != ours[name]:
-            raise DataError(f"the processes differ in {name}: {ours[name]} and {theirs[name]}; start all "
-                            "with the same command and data")
+    for name, value in ours.items():
+        if any(theirs[name] != value for theirs in gathered):
+            raise DataError(f"the processes differ in {name}; start all with the same command and data")
 
 
 # ---- the command line -------------------------------------------------------------------------------------
@@ -449,97 +419,110 @@ def make_parser() -> datasets.Parser:
     option("--split", nargs="+", choices=datasets.DATASETS, default=["cvpr2016", "fer2013"],
            help="data sets to train on (default: cvpr2016 fer2013)")
     option("--rehearse", nargs="+", choices=datasets.DATASETS, default=[],
-           help="train on these too, but don't validate on them: against forgetting the pretraining")
-    option("--weights", nargs=len(TASKS), type=number, default=[1.0] * len(TASKS), metavar=TASKS,
-           help="weights of the losses; a task of weight 0 is left out, its data are not read (default: 1)")
-    option("--pretrained", metavar="FILE", help="weights to begin with, anybody's; what fits is loaded")
-    option("--teacher", nargs="+", default=[], metavar="FILE",
-           help="checkpoints whose predictions are learned beside the labels, averaged for each task")
-    option("--resume", type=Path, metavar="FILE", help="last.pth of a run to go on with, under its settings")
-    option("--samples", type=count, metavar="N",
+           help="train on these too, but don't validate on them: against forgetting")
+    option("--weights", nargs=len(TASKS), type=weight, default=[1] * len(TASKS), metavar=TASKS,
+           help="weights of the losses; a task of weight 0 reads no data (default: 1)")
+    option("--pretrained", help="weights to begin with; what fits is loaded")
+    option("--teacher", nargs="+", default=[],
+           help="checkpoints whose predictions are learned beside the labels")
+    option("--resume", type=Path, help="last.pth of a run to go on with")
+    option("--samples", type=count,
            help="images an epoch draws of sets that share a task; a smaller set is repeated "
            f"(default: all, at most {datasets.EPOCH_IMAGES}; {SAMPLE_IMAGES} for the sample)")
-    option("--epochs", type=count, metavar="N", help=defaults["epochs"])
-    option("--batch-size", type=datasets.at_least(2), default=BATCH_SIZE, metavar="N",
+    option("--epochs", type=count, help=defaults["epochs"])
+    option("--batch-size", type=datasets.at_least(2), default=BATCH_SIZE,
            help=f"images a step, over all tasks and processes (default: {BATCH_SIZE})")
-    option("--lr", type=datasets.at_least(1e-12, float), metavar="RATE",
+    option("--lr", type=datasets.at_least(1e-12, float),
            help=f"highest learning rate, for steps of {BATCH_SIZE} images {defaults['lr']}")
-    option("--decay", type=number, metavar="DECAY", help=f"weight decay (L2) {defaults['decay']}")
+    option("--decay", type=number, help=f"weight decay (L2) {defaults['decay']}")
     option("--constant", action="store_true", help="keep the learning rate and the images' size")
-    option("--seed", type=datasets.at_least(0), default=0, metavar="N", help="default: 0")
-    option("--without-copies", action="store_true", help="don't train on pictures of valid and test")
-    option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    option("--seed", type=datasets.at_least(0), default=0, help="default: 0")
+    option("--without-copies", action="store_true", help="no training on pictures of valid and test")
+    option("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     option("--compile", action="store_true", help="torch.compile the network; slow to start")
-    option("--logs", default="logs", metavar="DIR", help="for RUN.txt (default: logs)")
-    option("--checkpoints", default="checkpoints", metavar="DIR", help="for RUN/ (default: checkpoints)")
+    option("--logs", default="logs", help="folder for RUN.txt (default: logs)")
+    option("--checkpoints", default="checkpoints", help="folder for RUN/ (default: checkpoints)")
     return parser
 
 
-def complete(args: argparse.Namespace) -> dict:
-    """Check the settings and fill in defaults. Returns them as checkpoints keep them. Raises DataError."""
-    args.split, args.rehearse = list(dict.fromkeys(args.split)), list(dict.fromkeys(args.rehearse))
+def weight(text: str) -> int | float:
+    """A number from 0 on, 1.0 as 1."""
+    number = datasets.at_least(0, float)(text)
+    return int(number) if number.is_integer() else number
+
+
+def complete(args: Namespace) -> None:
+    """Check the settings and fill in defaults. Raises DataError."""
     tasks = set(trained_tasks(args))
     if not tasks:
         raise DataError("--weights: all are 0; expected one above 0, such as 1 0 0 for age alone")
-    for task in tasks.difference(*(datasets.DATASETS[name] for name in args.split)):
-        raise DataError(f"--split {' '.join(args.split)}: no labels for {task}, whose weight is not 0")
     for name in args.rehearse:
-        if name in args.split or tasks.isdisjoint(datasets.DATASETS[name]):
-            raise DataError(f"--rehearse {name}: --split has it already, or the weights of its tasks are 0")
-    recipe = dict(FINE_TUNING if args.pretrained else FROM_SCRATCH)
+        if tasks.isdisjoint(datasets.DATASETS[name]):
+            raise DataError(f"--rehearse {name}: the weights of its tasks are 0")
+    recipe = FINE_TUNING if args.pretrained else FROM_SCRATCH
     rate = recipe["lr"] * args.batch_size / BATCH_SIZE
-    recipe |= {"lr": float(f"{rate:.3g}"), "image_size": datasets.IMAGE_SIZE}
-    if datasets.is_drawn(datasets.folders(args.data, args.cache)[0]):
-        recipe |= {"image_size": datasets.SAMPLE_SIZE, "samples": SAMPLE_IMAGES}
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    vars(args).update(recipe | given)
-    return {**vars(args), "cache": args.cache and str(args.cache)}
-
-
-def resumed(args: argparse.Namespace, settings: dict) -> argparse.Namespace:
-    """A resumed run's `settings`, with what the command line may change of them. Raises DataError."""
-    given = {word.partition("=")[0].removeprefix("--") for word in sys.argv[1:] if word.startswith("--")}
-    given -= {"resume", "debug"}
-    for name in given.difference(PLACES, ["compile"]):
-        raise DataError(f"--{name}: a resumed run keeps its settings; "
-                        "expected --data, --cache, --device alone")
-    args = argparse.Namespace(**settings | {name: getattr(args, name) for name in given})
-    args.cache = args.cache and Path(args.cache)
-    return args
-
-
-def prepare(run: Run, args: argparse.Namespace, file: Path | None) -> tuple[Trainer, Faces]:
-    """The trainer, ready for the first epoch or the next one of `file`, and the faces for validation."""
-    rank, world = run.rank, int(os.environ.get("WORLD_SIZE", 1))
-    saved = read_saved(file) if file else None
-    if saved:
-        args = resumed(args, saved["settings"])
-        if saved["epoch"] >= args.epochs:
-            raise DataError(f"{file}: the run is finished, at epoch {saved['epoch']}")
-        saved = run.reopen(file, args.logs)
-    settings = complete(args)
+    defaults = {**recipe, "lr": float(f"{rate:.3g}"), "image_size": datasets.IMAGE_SIZE}
     root, _ = datasets.folders(args.data, args.cache)
-    run.about = {"settings": settings, "drawn": datasets.is_drawn(root), "detected": args.detect}
-    trainer = Trainer(args, join_processes(args, world), rank, world)
+    if datasets.is_drawn(root):
+        defaults |= {"image_size": datasets.SAMPLE_SIZE, "samples": SAMPLE_IMAGES}
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    vars(args).update(defaults | given)
+
+
+def read_settings(run: Run) -> tuple[Namespace, dict]:
+    """The command line's settings, or a resumed run's with its last.pth's content. Raises DataError."""
+    parser = make_parser()
+    args = parser.parse_args()
+    if not args.resume:
+        complete(args)
+        return args, {}
+    saved = models.read_checkpoint(args.resume)
+    if "training" not in saved:
+        raise DataError(f"{args.resume}: no training state; expected a run's last.pth")
+    run.folder, run.epoch = args.resume.parent, saved["epoch"]
+    run.best, run.rows = saved["training"]["best"], saved["training"]["rows"]
+    parser.set_defaults(**saved["settings"])
+    args = parser.parse_args()
+    for name in saved["settings"].keys() - set(PLACES):
+        if getattr(args, name) != saved["settings"][name]:
+            raise DataError(f"--{name}: a resumed run keeps its settings but --{', --'.join(PLACES)}")
+    if run.epoch >= args.epochs:
+        raise DataError(f"{args.resume}: the run is finished, at epoch {run.epoch}")
+    return args, saved
+
+
+def prepare(run: Run) -> tuple[Trainer, Faces]:
+    """The trainer, ready for the next epoch, and the faces for validation."""
+    args, saved = read_settings(run)
+    settings = {**vars(args), "cache": args.cache and str(args.cache)}
+    del settings["resume"], settings["debug"]
+    drawn = datasets.is_drawn(datasets.folders(args.data, args.cache)[0])
+    run.about = {"settings": settings, "drawn": drawn, "detected": args.detect}
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = Trainer(args, join_processes(args.device, world), run.rank, world)
     teachers = open_teachers(args)
-    notes = [teacher.note for teacher in teachers]
-    parts = read_parts(args)
+    train, valid = read_parts(args)
+    notes = [f"{file}: teaches {' and '.join(tasks)}"
+             for file, (_, _, tasks) in zip(args.teacher, teachers)]
+    if drawn:
+        notes.append(evaluate.DRAWN_NOTE)
     if saved:
-        trainer.load(saved, file)
-        notes.insert(0, f"resumed after epoch {run.epoch}")
+        trainer.load(saved, args.resume)
+        notes.append(f"resumed after epoch {run.epoch}")
     elif args.pretrained:
-        notes.insert(0, models.load_weights(trainer.model, Path(args.pretrained)))
-    if rank == 0 and not saved:
-        run.begin(args)
-    run.log(*settings_lines(trainer, settings), *[evaluate.DRAWN_NOTE][:run.about["drawn"]])
-    faces, valid = load_faces(args, parts, world)
-    run.log_faces(faces, valid)
-    run.log(*notes)
-    check_alike({**settings, **dict.fromkeys(PLACES), "epoch": run.epoch, "faces": run.rows,
-                 "precision": trainer.precision}, world)
-    if saved and saved["training"]["rows"] != run.rows:
-        raise DataError(f"{args.data}: its data changed since the run began, from "
-                        f"{saved['training']['rows']} to {run.rows} faces")
+        notes.append(models.load_weights(trainer.model, Path(args.pretrained)))
+    if run.rank == 0:
+        run.open_log(args.logs, "a") if saved else run.begin(args)
+    run.log(*settings_lines(trainer, settings), *notes)
+    faces, valid = load_faces(args, world, train), load_faces(args, world, valid)
+    rows = run.log_faces(faces) | run.log_faces(valid)
+    alike = {**settings, **dict.fromkeys(PLACES)}
+    alike |= {"epoch": run.epoch, "faces": rows, "precision": trainer.precision}
+    check_alike(alike, world)
+    if run.rows not in ({}, rows):
+        raise DataError(f"{args.data}: its data changed since the run began, "
+                        f"from {run.rows} to {rows} faces")
+    run.rows = rows
     trainer.start(faces)
     trainer.targets = ask_teachers(trainer, teachers)
     if not saved:
@@ -548,10 +531,8 @@ def prepare(run: Run, args: argparse.Namespace, file: Path | None) -> tuple[Trai
 
 
 def main() -> int | None:
-    args, run = make_parser().parse_args(), Run(int(os.environ.get("RANK", 0)))
-    file = args.resume
-    del args.resume, args.debug
-    trainer, valid = prepare(run, args, file)
+    run = Run(int(os.environ.get("RANK", 0)))
+    trainer, valid = prepare(run)
     try:
         train(run, trainer, valid)
     except KeyboardInterrupt:
