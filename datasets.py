@@ -1074,80 +1074,47 @@ def is_drawn(root: Path) -> bool:
 
 # what shows an emotion: half the height of the eyes, the brows' slope and height, in pixels
 EYES_AND_BROWS = {"angry": (7, 7, 52), "disgust": (4, 3, 52), "fear": (11, -6, 46), "happy": (5, 0, 52),
-         "sad": (7, -7, 52), "surprise": (10, 0, 46), "neutral": (7, 0, 52)}
+                  "sad": (7, -7, 52), "surprise": (10, 0, 46), "neutral": (7, 0, 52)}
+SKIN, HAIR, DARK, RED = np.array([236, 190, 160]), np.array([50, 35, 25]), (30, 20, 20), (150, 20, 40)
 
 
 def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
     """A simple face, 128x128 RGB: hair greys and wrinkles come with age, women have long hair,
     mouth and brows show emotion.
     """
-    def rgb(values: np.ndarray) -> tuple[int, ...]:
-        return tuple(values.clip(0, 255).astype(int).tolist())
-    image = Image.new("RGB", (128, 128), rgb(rng.uniform(90, 200, 3)))
-    draw = ImageDraw.Draw(image)
-    dx, dy = rng.uniform(-4, 4, 2)
-    dark, red = (30, 20, 20), (150, 20, 40)
-    skin = rgb(np.array([236, 190, 160]) * rng.uniform(0.75, 1.05))
+    ground, skin = rng.uniform(90, 200, 3), SKIN * rng.uniform(0.75, 1.05)
     old = age / MAX_AGE
-    hair = rgb(np.array([50, 35, 25]) * (1 - old) + 245 * old)
+    hair = HAIR * (1 - old) + 245 * old
+    ground, skin, hair = (tuple(map(int, color)) for color in (ground, skin, hair))
+    image = Image.new("RGB", (128, 128), ground)
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((16, 4, 112, 96), hair)
+    if gender == 0:
+        draw.rectangle((16, 50, 112, 128), hair)
+    draw.ellipse((24, 16, 104, 120), skin)
+    for i in range(round(old * 8)):                         # a wrinkle for every twelve years or so
+        draw.line((42, 24 + 3 * i, 86, 24 + 3 * i), DARK)
+    if gender == 1:                                         # a beard around the mouth
+        draw.chord((24, 16, 104, 120), 0, 180, (60, 40, 30))
+        draw.ellipse((38, 70, 90, 114), skin)
     name = CLASS_NAMES["emotion"][emotion]
     eyes, slope, brow = EYES_AND_BROWS[name]
-
-    def shifted(*points: float) -> list[float]:
-        return [value + (dy if i % 2 else dx) for i, value in enumerate(points)]
-    draw.ellipse(shifted(16, 4, 112, 96), fill=hair)
-    if gender == 0:
-        draw.rectangle(shifted(16, 50, 112, 128 - dy), fill=hair)
-    draw.ellipse(shifted(24, 16, 104, 120), fill=skin)
-    for i in range(round(old * 8)):                         # a wrinkle for every twelve years or so
-        draw.line(shifted(42, 24 + 3 * i, 86, 24 + 3 * i), fill=dark)
-    if gender == 1:                                         # a beard around the mouth
-        draw.chord(shifted(24, 16, 104, 120), 0, 180, fill=(60, 40, 30))
-        draw.ellipse(shifted(38, 70, 90, 114), fill=skin)
-    for x in (46, 82):
-        draw.ellipse(shifted(x - 9, 64 - eyes, x + 9, 64 + eyes), fill="white")
-        draw.ellipse(shifted(x - 4, 60, x + 4, 68), fill=dark)
-    draw.line(shifted(36, brow - slope, 56, brow + slope), fill=dark, width=5)
-    draw.line(shifted(72, brow + slope, 92, brow - slope), fill=dark, width=5)
-    mouths = {
-        "happy": lambda: draw.chord(shifted(42, 70, 86, 108), 0, 180, fill=red),
-        "sad": lambda: draw.arc(shifted(42, 86, 86, 122), 190, 350, fill=red, width=7),
-        "surprise": lambda: draw.ellipse(shifted(52, 79, 76, 111), fill=red),
-        "fear": lambda: draw.rectangle(shifted(42, 82, 86, 104), fill="white", outline=red, width=4),
-        "disgust": lambda: draw.line(shifted(42, 100, 53, 86, 64, 100, 75, 86, 86, 100), fill=dark, width=7),
-        "angry": lambda: draw.line(shifted(44, 94, 84, 94), fill=dark, width=13),
-        "neutral": lambda: draw.line(shifted(44, 94, 84, 94), fill=dark, width=4),
-    }
-    mouths[name]()
-    return image
-
-
-def draw_sample(root: Path) -> None:
-    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed; their labels are
-    visible.
-    """
-    rng = np.random.default_rng(0)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / DRAWN).touch()
-    ages = root / "cvpr2016/age"
-    pixels = []
-    for subset, usage in zip(SUBSETS, ("Training", "PublicTest", "PrivateTest")):
-        rows = []
-        for i in range(SAMPLE_FACES[subset]):
-            age, *_, image = draw_person(rng)
-            save_jpeg(image, ages / subset / f"{i:06}.jpg")
-            rows.append((f"{i:06}.jpg", float(age), 4.0))
-            _, gender, _, image = draw_person(rng)
-            folder = root / "cvpr2016/gender" / subset / CLASS_NAMES["gender"][gender]
-            save_jpeg(image, folder / f"{i:06}.jpg")
-            _, _, emotion, image = draw_person(rng)
-            grey = np.asarray(image.convert("L").resize((48, 48)))
-            pixels.append((emotion, " ".join(map(str, grey.ravel())), usage))
-        write_csv(ages / f"{subset}_gt.csv", ("image", "mean", "stdv"), rows)
-    (root / "fer2013").mkdir()
-    write_csv(root / "fer2013/fer2013.csv", ("emotion", "pixels", "Usage"), pixels)
-    for crop, count in (("imdb", 400), ("wiki", 200)):
-        draw_imdb_wiki(rng, root / f"imdb-wiki/{crop}_crop", crop, count)
+    for x, tilt in (46, slope), (82, -slope):
+        draw.ellipse((x - 9, 64 - eyes, x + 9, 64 + eyes), "white")
+        draw.ellipse((x - 4, 60, x + 4, 68), DARK)
+        draw.line((x - 10, brow - tilt, x + 10, brow + tilt), DARK, 5)
+    mouth, *look = {
+        "angry": (draw.line, (44, 94, 84, 94), DARK, 13),
+        "disgust": (draw.line, (42, 100, 53, 86, 64, 100, 75, 86, 86, 100), DARK, 7),
+        "fear": (draw.rectangle, (42, 82, 86, 104), "white", RED, 4),
+        "happy": (draw.chord, (42, 70, 86, 108), 0, 180, RED),
+        "sad": (draw.arc, (42, 86, 86, 122), 190, 350, RED, 7),
+        "surprise": (draw.ellipse, (52, 79, 76, 111), RED),
+        "neutral": (draw.line, (44, 94, 84, 94), DARK, 4),
+    }[name]
+    mouth(*look)
+    shift = tuple(rng.integers(-4, 5, 2).tolist())
+    return image.rotate(0, translate=shift, fillcolor=ground)
 
 
 def draw_person(rng: np.random.Generator) -> tuple[int, int, int, Image.Image]:
@@ -1162,26 +1129,49 @@ def save_jpeg(image: Image.Image, path: Path) -> None:
     image.save(path, quality=90)
 
 
-def draw_imdb_wiki(rng: np.random.Generator, folder: Path, crop: str, count: int) -> None:
-    """One of IMDB-WIKI's crops with its .mat and a few of its flaws; nothing where scipy is missing."""
+def draw_sample(root: Path) -> None:
+    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed."""
+    rng = np.random.default_rng(0)
+    cvpr2016, pixels = root / "cvpr2016", []
+    for subset, usage in zip(SUBSETS, FER2013_USAGES):
+        ages = []
+        for i in range(SAMPLE_FACES[subset]):
+            name = f"{i:06}.jpg"
+            age, _, _, image = draw_person(rng)
+            save_jpeg(image, cvpr2016 / "age" / subset / name)
+            ages.append((name, age, 4))
+            _, gender, _, image = draw_person(rng)
+            folder = cvpr2016 / "gender" / subset / CLASS_NAMES["gender"][gender]
+            save_jpeg(image, folder / name)
+            _, _, emotion, image = draw_person(rng)
+            grey = np.asarray(image.convert("L").resize((48, 48)))
+            pixels.append((emotion, " ".join(map(str, grey.ravel())), usage))
+        write_csv(cvpr2016 / f"age/{subset}_gt.csv", ("image", "mean", "stdv"), ages)
+    (root / "fer2013").mkdir()
+    write_csv(root / "fer2013/fer2013.csv", ("emotion", "pixels", "Usage"), pixels)
+    draw_imdb(rng, root / "imdb-wiki/imdb_crop")
+    (root / DRAWN).touch()
+
+
+def draw_imdb(rng: np.random.Generator, folder: Path) -> None:
+    """One of IMDB-WIKI's crops with its .mat; nothing where scipy is missing."""
     try:
         from scipy.io import savemat
     except ImportError:
         return
     people = []
-    for i in range(count):
+    for i in range(600):
         age, gender, _, image = draw_person(rng)
         taken = 1990 + i % 30
         path = f"{i % 100:02}/nm{i:07}_rm{i:09}_{taken - age}-1-15_{taken}.jpg"
         save_jpeg(image, folder / path)
-        born = np.datetime64(f"{taken - age:04}-01-15").astype(int) + 719529
-        # one in fifty has an unknown gender, one no face, one a second face
-        people.append((born, taken, path, np.nan if i % 50 == 1 else gender, f"Person {i // 2}",
-                       -np.inf if i % 50 == 2 else 4.0, 3.0 if i % 50 == 3 else np.nan))
-    names = ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")
-    table = {name: np.array([values], dtype=object if isinstance(values[0], str) else float)
-             for name, values in zip(names, zip(*people))}
-    savemat(folder / f"{crop}.mat", {crop: table})
+        born = np.datetime64(f"{taken - age}-01-15").astype(int) + 719529
+        # one in fifty has an unknown gender, one no face
+        people.append((born, taken, path, math.nan if i % 50 == 1 else gender, f"Person {i // 2}",
+                       -math.inf if i % 50 == 2 else 4, math.nan))
+    dtypes = (float, float, object, float, object, float, float)
+    columns = [np.array([values], dtype) for values, dtype in zip(zip(*people), dtypes)]
+    savemat(folder / "imdb.mat", {"imdb": dict(zip(MAT_COLUMNS, columns))})
 
 
 # ---- what the scripts share -------------------------------------------------------------------------------
