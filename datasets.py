@@ -21,9 +21,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import types
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
@@ -90,8 +92,8 @@ class Part:
     subset: str                                 # one of SUBSETS
     folder: Path                                # what the faces' files are relative to
     faces: list[Face]                           # those that can be used
-    dropped: dict[str, list[str]] = field(default_factory=dict)     # reason -> files
-    remarks: dict[str, list[str]] = field(default_factory=dict)     # what is odd -> files
+    dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))    # reason -> files
+    remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def name(self) -> str:
@@ -248,44 +250,36 @@ def load(parts: list[Part], tasks: Collection[str], size: int, cache: Path, dete
 
 def read(root: Path, names: Collection[str], subset: str,
          tasks: Collection[str]) -> tuple[list[Part], list[Missing]]:
-    """A part of the data sets called `names`, with labels of `tasks`, not prepared; and an error for each
-    set that a task needs and that is not there.
+    """A part of the data sets called `names`, not prepared, and an error for each source that is not there.
 
-    Raises: DataError, where a set can't be read; Missing, where there is none at all.
+    Raises: DataError, where a source can't be read; Missing, where none is there.
     """
     parts, gaps = [], []
-    for name in names:
-        absent = {}
-        served = set()
-        for source in SOURCES:
-            wanted = set(source.tasks) & set(tasks)
-            if source.dataset != name or not wanted:
-                continue
+    for name, source in itertools.product(names, SOURCES):
+        wanted = set(source.tasks) & set(tasks)
+        if source.dataset == name and wanted:
             try:
                 parts.append(read_part(root, source, subset, wanted))
-                served |= wanted
             except Missing as gap:
-                absent |= {task: absent.get(task, gap) for task in sorted(wanted)}
-        gaps += dict.fromkeys(gap for task, gap in absent.items() if task not in served)
+                gaps.append(gap)
     if not parts:
-        raise gaps[0] if gaps else Missing(f"{' '.join(names)} has no {' or '.join(tasks)}")
+        raise next(iter(gaps), Missing(f"{' '.join(names)} has no {' or '.join(tasks)}"))
     return parts, gaps
 
 
 def read_part(root: Path, source: "Source", subset: str, tasks: Collection[str]) -> Part:
-    """One part of one source, its labels of other tasks than `tasks` left out. Raises Missing, DataError."""
+    """One part of one source, with its labels of `tasks` alone. Raises Missing, DataError."""
     part = Part(source, subset, root / source.dataset, [])
-    blank = {"age": math.nan} | dict.fromkeys(CLASS_NAMES, -1)
-    blank = {task: value for task, value in blank.items() if task not in tasks}
+    blank = {task: Face._field_defaults[task] for task in TASKS if task not in tasks}
     for face in source.read(part.folder, subset):
         if face.dropped:
-            part.dropped.setdefault(face.dropped, []).append(face.file)
+            part.dropped[face.dropped].append(face.file)
             continue
         part.faces.append(face._replace(**blank))
         if face.remark:
-            part.remarks.setdefault(face.remark, []).append(face.file)
+            part.remarks[face.remark].append(face.file)
     if not part.faces and not part.dropped:
-        raise Missing(f"no images in {part.folder}: {source.name}'s {subset} part is not there")
+        raise Missing(f"{part.folder}: {source.name}'s {subset} part is not there; expected {source.layout}")
     return part
 
 
@@ -308,53 +302,72 @@ def drop_copies(part: Part, others: list[Part]) -> Part:
     """`part` without the pictures that are also in `others`, which are counted."""
     taken = set().union(*(digests(other).values() for other in others))
     copied = {file for file, digest in digests(part).items() if digest in taken}
-    kept = [face for face in part.faces if face.file not in copied]
-    dropped = dict(part.dropped)
-    count(dropped, "picture of valid or test", sorted(copied))
-    return replace(part, faces=kept, dropped=dropped)
+    return without(part, copied, "picture of valid or test")
+
+
+def without(part: Part, files: Collection[str], reason: str) -> Part:
+    """`part` without the faces of `files`, which are counted as dropped."""
+    faces = [face for face in part.faces if face.file not in files]
+    dropped = defaultdict(list, part.dropped)
+    if files:
+        dropped[reason] = sorted(files)
+    return replace(part, faces=faces, dropped=dropped, remarks=defaultdict(list, part.remarks))
 
 
 # ---- readers: the faces of one part of a data set, from its folder ----------------------------------------
 
-def read_imdb_wiki(crop: str, folder: Path, subset: str) -> Iterator[Face]:
-    """One of IMDB-WIKI's crops, "imdb" or "wiki", cleaned, split by person."""
-    file = folder / f"{crop}_crop/{crop}.mat"
-    if not file.is_file():
-        raise Missing(f"no {folder}/imdb_crop/imdb.mat or wiki_crop/wiki.mat: IMDB-WIKI is not there")
+def read_imdb_wiki(folder: Path, subset: str) -> Iterator[Face]:
+    """IMDB-WIKI's crops, either or both, cleaned, split by person."""
+    for crop in ("imdb", "wiki"):
+        file = folder / f"{crop}_crop/{crop}.mat"
+        if file.is_file():
+            yield from read_crop(file, subset)
+
+
+def read_crop(file: Path, subset: str) -> Iterator[Face]:
+    """One of IMDB-WIKI's crops."""
     table = read_mat(file)
-    ages = completed_years(table["dob"].astype(float), table["photo_taken"].astype(float))
-    for path, name, age, gender, score, second in zip(
-            table["full_path"], table["name"], ages, table["gender"], table["face_score"],
-            table["second_face_score"]):
+    dates = table["dob"].astype(float), table["photo_taken"].astype(float)
+    columns = (table[name] for name in MAT_COLUMNS[2:])
+    for age, path, gender, name, score, second in zip(completed_years(*dates), *columns):
         path = str(path).strip()
         # a person is known by name, in both crops, or by the number that begins the file's name
-        person = name.strip().casefold() if isinstance(name, str) else ""
-        person = person or path.rpartition("/")[2].split("_")[0]
+        person = "".join(name).strip().casefold() or Path(path).name.split("_")[0]
         if subset_by_hash(person, 20, {18: "valid", 19: "test"}) != subset:
             continue
-        flaws = {"no face": not score > -math.inf, "second face": second > 0,
-                 "age unknown": math.isnan(age), "age below 0": age < 0,
-                 f"age above {MAX_AGE}": age > MAX_AGE}
-        flaw = next((reason for reason, flawed in flaws.items() if flawed), "")
-        yield Face(f"{file.parent.name}/{path}", age, gender=int(gender) if gender in (0, 1) else -1,
-                   dropped=flaw)
+        flaw = first_flaw({
+            "no face": not score > -math.inf,
+            "second face": second > 0,
+            "age unknown": math.isnan(age),
+            "age below 0": age < 0,
+            f"age above {MAX_AGE}": age > MAX_AGE,
+        })
+        gender = int(gender) if gender in (0, 1) else -1
+        yield Face(f"{file.parent.name}/{path}", age, gender=gender, dropped=flaw)
+
+
+def first_flaw(flaws: dict[str, bool]) -> str:
+    """The first of the flaws that is there, or ""."""
+    return next((flaw for flaw, there in flaws.items() if there), "")
+
+
+MAT_COLUMNS = ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")
 
 
 @functools.lru_cache(maxsize=2)
 def read_mat(file: Path) -> dict[str, np.ndarray]:
-    """IMDB-WIKI's .mat as columns of one row a face. Raises DataError."""
-    columns = ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")
+    """IMDB-WIKI's .mat as MAT_COLUMNS of one row a face. Raises DataError."""
     loadmat = optional("scipy.io", "scipy", f"reading {file}").loadmat
     try:
         # squeezed, a cell of text is a str, which takes a third of the memory of an array
         table = loadmat(file, squeeze_me=True, variable_names=[file.stem])[file.stem][()]
-        table = {name: np.atleast_1d(table[name]) for name in columns}
-        if len({values.shape for values in table.values()}) > 1:
+        columns = [np.atleast_1d(table[name]) for name in MAT_COLUMNS]
+        if len({column.shape for column in columns}) > 1:
             raise ValueError("its columns are not of one row a face")
     except Exception as error:                              # scipy raises anything on another file
-        raise DataError(f"{file}: not IMDB-WIKI's MATLAB file, a struct {file.stem!r} with the columns "
-                        f"{', '.join(columns)} ({type(error).__name__}: {error})") from None
-    return table
+        raise DataError(f"{file}: not IMDB-WIKI's MATLAB file, a struct {file.stem} with the columns "
+                        f"{', '.join(MAT_COLUMNS)} ({type(error).__name__}: {error})") from None
+    return dict(zip(MAT_COLUMNS, columns))
 
 
 def completed_years(dob: np.ndarray, photo_taken: np.ndarray) -> np.ndarray:
@@ -380,69 +393,67 @@ def subset_by_hash(name: str, buckets: int, subsets: dict[int, str]) -> str:
 def read_cvpr_age(folder: Path, subset: str) -> Iterator[Face]:
     """ChaLearn LAP 2016 apparent age, in any of its three layouts."""
     images = entry(folder / "age", subset)
-    for table, columns, ending in (
-            (f"{subset}_gt.csv", ("image", "mean", "stdv"), ""),
-            (f"gt_avg_{subset}.csv", ("file_name", "apparent_age_avg", "apparent_age_std"), "_face.jpg")):
-        if (folder / "age" / table).is_file():
-            for where, row in read_csv(folder / "age" / table, columns):
-                name, mean, std = (row[column] for column in columns)
-                age = number(mean, 0, MAX_AGE, where, columns[1])
-                # a path of another machine is searched below the part's folder
-                name = name.rpartition(f"/{images.name}/")[2].lstrip("/")
-                yield Face(f"age/{images.name}/{name}{ending}", age,
-                           number(std, 0, MAX_AGE, where, columns[2]))
-            return
-    ages = {f"{age:0{digits}}": age for age in range(MAX_AGE + 1) for digits in (1, 2, 3)}
-    missing = Missing(f"no {folder / 'age' / subset}_gt.csv, gt_avg_{subset}.csv or images in "
-                      f"{subset}/<age>/: the age set's {subset} part is not there")
-    expected = f"an age from 0 to {MAX_AGE}, or {subset}_gt.csv beside {images.name}/"
-    yield from class_folders(images, folder, "age", ages, expected, missing)
+    official = folder / f"age/{subset}_gt.csv"
+    appa_real = folder / f"age/gt_avg_{subset}.csv"
+    if official.is_file():
+        yield from read_ages(official, ("image", "mean", "stdv"), images.name, "")
+    elif appa_real.is_file():
+        columns = ("file_name", "apparent_age_avg", "apparent_age_std")
+        yield from read_ages(appa_real, columns, images.name, "_face.jpg")
+    else:
+        ages = {f"{age:0{digits}}": age for digits in (1, 2, 3) for age in range(MAX_AGE + 1)}
+        yield from class_folders(images, folder, "age", ages)
+
+
+def read_ages(table: Path, columns: tuple[str, str, str], images: str, ending: str) -> Iterator[Face]:
+    """A table of `columns` with the name, the age and its standard deviation."""
+    for where, row in read_csv(table, columns):
+        name, age, std = (row[column] for column in columns)
+        # a path of another machine is searched below the part's folder
+        name = name.rpartition(f"/{images}/")[2].lstrip("/")
+        yield Face(f"age/{images}/{name}{ending}", number(age, 0, MAX_AGE, where, columns[1]),
+                   number(std, 0, MAX_AGE, where, columns[2]))
 
 
 def read_cvpr_gender(folder: Path, subset: str) -> Iterator[Face]:
-    """ChaLearn's gender folders, {subset}/{female,male}/."""
+    """ChaLearn's gender folders."""
     images = entry(folder / "gender", subset)
-    missing = Missing(f"no images in {images}/female/ and male/: the gender set's {subset} part is not there")
-    yield from class_folders(images, folder, "gender", numbered("gender"), "female or male", missing)
-
-
-FER2013_USAGES = {"training": "train", "publictest": "valid", "privatetest": "test"}
+    yield from class_folders(images, folder, "gender", numbered("gender"))
 
 
 def read_fer2013(folder: Path, subset: str) -> Iterator[Face]:
     """FER2013 from fer2013.csv, icml_face_data.csv, or class folders."""
-    tables = [folder / name for name in ("fer2013.csv", "icml_face_data.csv") if (folder / name).is_file()]
-    if tables:
-        yield from read_fer2013_csv(tables[0], subset)
-        return
-    names = {"valid": ("valid", "validation")}.get(subset, (subset,))
-    images = next((path for path in (entry(folder, name) for name in names) if path.is_dir()), None)
-    # without valid/, Kaggle's folders have both parts in test/
-    source = images or entry(folder, "train" if subset == "train" else "test")
-    missing = Missing(f"no {folder}/fer2013.csv, icml_face_data.csv or images in {subset}/<emotion>/: "
-                      f"FER2013's {subset} part is not there")
-    shared = entry(folder, "valid").is_dir() or entry(folder, "validation").is_dir()
-    for face in class_folders(source, folder, "emotion", numbered("emotion"),
-                              "one of " + ", ".join(CLASS_NAMES["emotion"]), missing):
-        public = not shared and Path(face.file).name.startswith("PublicTest")
-        if subset == "train" or public == (subset == "valid" and not images):
+    for table in (folder / "fer2013.csv", folder / "icml_face_data.csv"):
+        if table.is_file():
+            yield from read_fer2013_csv(table, subset)
+            return
+    valid = entry(folder, "valid", "validation")
+    images = entry(folder, subset)
+    if subset == "valid":
+        images = valid if valid.is_dir() else entry(folder, "test")
+    for face in class_folders(images, folder, "emotion", numbered("emotion")):
+        # without valid/, Kaggle's folders have both parts in test/
+        public = Path(face.file).name.startswith("PublicTest")
+        if subset == "train" or valid.is_dir() or public == (subset == "valid"):
             yield face
+
+
+FER2013_USAGES = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 
 
 def read_fer2013_csv(table: Path, subset: str) -> Iterator[Face]:
     """One part of FER2013's CSV; a face's file is its row within the part."""
     count = itertools.count()
     for where, row in read_csv(table, ("emotion", "pixels", "Usage")):
-        usage = row["Usage"].strip().lower()
+        usage = row["Usage"]
         if usage not in FER2013_USAGES:
-            raise DataError(f"{where}: Usage is {row['Usage'][:50]!r}; "
-                            "expected Training, PublicTest or PrivateTest")
+            raise DataError(f"{where}: Usage is {usage[:50]!r}; expected {', '.join(FER2013_USAGES)}")
         if FER2013_USAGES[usage] == subset:
             emotion = number(row["emotion"], 0, len(CLASS_NAMES["emotion"]) - 1, where, "emotion")
             yield Face(str(next(count)), emotion=int(emotion), pixels=row["pixels"])
 
 
-UTKFACE_GROUPS = ("White", "Black", "Asian", "Indian", "other")
+UTKFACE_GROUPS = {"0": "White", "1": "Black", "2": "Asian", "3": "Indian", "4": "other"}
 
 
 def read_utkface(folder: Path, subset: str) -> Iterator[Face]:
@@ -455,25 +466,27 @@ def read_utkface(folder: Path, subset: str) -> Iterator[Face]:
         stem = file.name.partition(".")[0]
         if subset_by_hash(stem, 10, {9: "test", 8: "valid"}) != subset:
             continue
-        name = file.relative_to(folder).as_posix()
         label = re.match(r"([0-9]{1,3})_([01])_(?:([0-4])_)?", file.name)
-        remark = "" if re.fullmatch(r"[0-9]+_[01]_[0-4]_[0-9]+(\.jpg)?(\.chip)?\.jpg", file.name) else \
-            "odd name, which has age and gender all the same"
-        if file.name in seen:
-            yield Face(name, dropped="same name in another folder")
-        elif not is_picture(file):
-            yield Face(name, dropped="not a picture")
-        elif not label:
-            yield Face(name, dropped="file without age and gender in its name")
-        elif int(label[1]) > MAX_AGE:
-            yield Face(name, dropped=f"age above {MAX_AGE}")
-        else:
-            yield Face(name, int(label[1]), gender=1 - int(label[2]), remark=remark,
-                       group=UTKFACE_GROUPS[int(label[3])] if label[3] else "")
+        age, gender, race = label.groups() if label else (0, 0, None)
+        flaw = first_flaw({
+            "same name in another folder": file.name in seen,
+            "not a picture": not is_picture(file),
+            "file without age and gender in its name": not label,
+            f"age above {MAX_AGE}": int(age) > MAX_AGE,
+        })
+        usual = re.fullmatch(r"[0-9]+_[01]_[0-4]_[0-9]+(\.jpg)?(\.chip)?\.jpg", file.name)
+        remark = "" if usual else "odd name, which has age and gender all the same"
+        yield Face(file.relative_to(folder).as_posix(), int(age), gender=1 - int(gender),
+                   group=UTKFACE_GROUPS.get(race, ""), dropped=flaw, remark=remark)
         seen.add(file.name)
 
 
-# what a spreadsheet program makes of two of FairFace's ranges, which it takes for dates
+# FairFace's range -> its middle, the standard deviation of a uniform one, its first year, the year after
+# its last
+FAIRFACE_AGES = {f"{low}-{high - 1}": ((low + high - 1) / 2, (high - low) / math.sqrt(12), low, high)
+                 for low, high in itertools.pairwise((0, 3, 10, 20, 30, 40, 50, 60, 70))}
+FAIRFACE_AGES["more than 70"] = (75, 5, 70, math.inf)
+# what a spreadsheet program makes of two of the ranges, which it takes for dates
 MANGLED_RANGES = {"03-Sep": "3-9", "3-Sep": "3-9", "09-Mar": "3-9", "9-Mar": "3-9",
                   "Oct-19": "10-19", "19-Oct": "10-19"}
 
@@ -482,30 +495,21 @@ def read_fairface(folder: Path, subset: str) -> Iterator[Face]:
     """FairFace's tables; its test part is its val, and of its train one in twenty is valid."""
     table = folder / f"fairface_label_{'val' if subset == 'test' else 'train'}.csv"
     if not table.is_file():
-        raise Missing(f"no {table}: FairFace's {subset} part is not there")
+        return
+    genders = numbered("gender")
     for where, row in read_csv(table, ("file", "age", "gender", "race")):
-        name, text, gender = row["file"], row["age"].strip(), row["gender"].strip().lower()
-        if subset != "test" and subset_by_hash(name, 20, {19: "valid"}) != subset:
+        held_out = subset_by_hash(row["file"], 20, {19: "valid"})
+        if subset not in ("test", held_out):
             continue
-        if gender not in CLASS_NAMES["gender"]:
+        text, gender = row["age"], row["gender"].lower()
+        ages = MANGLED_RANGES.get(text, text)
+        if gender not in genders:
             raise DataError(f"{where}: gender is {gender[:50]!r}; expected Male or Female")
-        remark = text in MANGLED_RANGES and f"age {text}, of a spreadsheet program, read as a range"
-        yield Face(name, *age_range(MANGLED_RANGES.get(text, text), where),
-                   gender=CLASS_NAMES["gender"].index(gender), group=row["race"].strip(),
-                   remark=remark or "")
-
-
-def age_range(text: str, where: str) -> tuple[float, float, float, float]:
-    """FairFace's range of ages: its middle, the standard deviation of a uniform one, its first year and the
-    year after its last; e.g. 20-29: 24.5, 2.9, 20, 30. Raises DataError.
-    """
-    if text.lower() == "more than 70":
-        return 75, 5, 70, math.inf
-    ages = re.fullmatch(r"([0-9]{1,2})-([0-9]{1,2})", text)
-    if not ages or int(ages[1]) > int(ages[2]):
-        raise DataError(f"{where}: age is {text[:50]!r}; expected a range such as 20-29, or more than 70")
-    low, high = int(ages[1]), int(ages[2]) + 1
-    return (low + high - 1) / 2, (high - low) / math.sqrt(12), low, high
+        if ages not in FAIRFACE_AGES:
+            raise DataError(f"{where}: age is {text[:50]!r}; expected {', '.join(FAIRFACE_AGES)}")
+        remark = f"age {text}, of a spreadsheet program, read as a range" if text != ages else ""
+        yield Face(row["file"], *FAIRFACE_AGES[ages], gender=genders[gender], group=row["race"],
+                   remark=remark)
 
 
 class Source(NamedTuple):
@@ -513,22 +517,29 @@ class Source(NamedTuple):
     name: str
     dataset: str                            # what --split calls it, and the folder in the data root
     tasks: tuple[str, ...]
-    read: Callable[[Path, str], Iterable[Face]]     # the data set's folder, the part
+    read: Callable[[Path, str], Iterable[Face]]     # of the data set's folder and the part; empty without it
+    layout: str                             # what lies in the folder
     grey: bool = False                      # small grey pictures, as FER2013's, in which no face is searched
 
 
 SOURCES = (
-    Source("imdb-wiki imdb_crop", "imdb-wiki", ("age", "gender"), functools.partial(read_imdb_wiki, "imdb")),
-    Source("imdb-wiki wiki_crop", "imdb-wiki", ("age", "gender"), functools.partial(read_imdb_wiki, "wiki")),
-    Source("cvpr2016 age", "cvpr2016", ("age",), read_cvpr_age),
-    Source("cvpr2016 gender", "cvpr2016", ("gender",), read_cvpr_gender),
-    Source("fer2013", "fer2013", ("emotion",), read_fer2013, grey=True),
-    Source("utkface", "utkface", ("age", "gender"), read_utkface),
-    Source("fairface", "fairface", ("age", "gender"), read_fairface),
+    Source("imdb-wiki", "imdb-wiki", ("age", "gender"), read_imdb_wiki,
+           "imdb_crop/imdb.mat or wiki_crop/wiki.mat"),
+    Source("cvpr2016 age", "cvpr2016", ("age",), read_cvpr_age,
+           "age/PART_gt.csv, age/gt_avg_PART.csv or images in age/PART/AGE/"),
+    Source("cvpr2016 gender", "cvpr2016", ("gender",), read_cvpr_gender,
+           "images in gender/PART/female/ and male/"),
+    Source("fer2013", "fer2013", ("emotion",), read_fer2013,
+           "fer2013.csv, icml_face_data.csv or images in PART/EMOTION/", grey=True),
+    Source("utkface", "utkface", ("age", "gender"), read_utkface,
+           "images called AGE_GENDER_RACE_DATE.jpg"),
+    Source("fairface", "fairface", ("age", "gender"), read_fairface,
+           "fairface_label_train.csv and, for test, fairface_label_val.csv"),
 )
 # what --split takes -> the tasks that it has labels for
-DATASETS = {source.dataset: tuple(task for task in TASKS if any(
-    task in other.tasks for other in SOURCES if other.dataset == source.dataset)) for source in SOURCES}
+DATASETS = {}
+for source in SOURCES:
+    DATASETS[source.dataset] = DATASETS.get(source.dataset, ()) + source.tasks
 
 
 # ---- what readers share -----------------------------------------------------------------------------------
@@ -545,17 +556,17 @@ def read_csv(file: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[s
             text.seek(0)
             rows = csv.reader(text, delimiter=max(",;\t", key=head.count))
             header = [name.strip() for name in next(rows, [])]
-            for name in (*columns, *TASKS):
-                if header.count(name) > 1 or name in columns and name not in header:
+            for name in (*columns, *filter(TASKS.__contains__, header)):
+                if header.count(name) != 1:
                     raise DataError(f"{file}: {header.count(name)} columns called {name}; "
                                     f"expected the columns {','.join(columns)}")
             for row in filter(None, rows):
                 where = f"{file} line {rows.line_num}"
                 if len(row) != len(header):
                     raise DataError(f"{where}: {len(row)} fields; expected {len(header)}, as in the header")
-                cells = dict(zip(header, row))
+                cells = {name: cell.strip() for name, cell in zip(header, row)}
                 for name in {"image", "file", "file_name"} & cells.keys():
-                    cells[name] = cells[name].strip().replace("\\", "/")
+                    cells[name] = cells[name].replace("\\", "/")
                 yield where, cells
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from None
@@ -585,9 +596,10 @@ def entries(folder: Path) -> list[Path]:
     return [path for path in found if not is_system_file(path.name)]
 
 
-def entry(folder: Path, name: str) -> Path:
-    """The entry of `folder` called `name`, in any case; `folder / name` where there is none."""
-    return next((path for path in entries(folder) if path.name.lower() == name), folder / name)
+def entry(folder: Path, *names: str) -> Path:
+    """The entry of `folder` called one of `names`, in any case; where there is none, what would be right."""
+    found = [path for path in entries(folder) if path.name.lower() in names]
+    return [*found, folder / names[0]][0]
 
 
 def files_below(folder: Path, passed_over: Path | None = None) -> Iterator[Path]:
@@ -605,24 +617,19 @@ def files_below(folder: Path, passed_over: Path | None = None) -> Iterator[Path]
         yield from (Path(place, name) for name in sorted(files) if not is_system_file(name))
 
 
-def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int], expected: str,
-                  missing: Missing) -> Iterator[Face]:
+def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int]) -> Iterator[Face]:
     """The pictures in `folder`'s class folders, relative to `root`; other files are counted as dropped.
 
-    Raises: DataError, for a folder that is none of `classes` (names in lower case); `missing`, where there
-        is no picture.
+    Raises DataError for a folder that is none of `classes`, whose names are in lower case.
     """
-    count = 0
     for path in filter(Path.is_dir, entries(folder)):
-        if path.name.lower() not in classes:
-            raise DataError(f"{path}: unknown class folder; expected {expected}")
+        name = path.name.lower()
+        if name not in classes:
+            expected = textwrap.shorten(", ".join(classes), 80, placeholder=" ...")
+            raise DataError(f"{path}: unknown class folder; expected one of {expected}")
         for file in entries(path):
-            name, picture = file.relative_to(root).as_posix(), is_picture(file)
-            yield Face(name, dropped="" if picture else "not a picture",
-                       **{task: classes[path.name.lower()]})
-            count += picture
-    if not count:
-        raise missing
+            flaw = "" if is_picture(file) else "not a picture"
+            yield Face(file.relative_to(root).as_posix(), dropped=flaw, **{task: classes[name]})
 
 
 # ---- images -----------------------------------------------------------------------------------------------
@@ -1067,80 +1074,47 @@ def is_drawn(root: Path) -> bool:
 
 # what shows an emotion: half the height of the eyes, the brows' slope and height, in pixels
 EYES_AND_BROWS = {"angry": (7, 7, 52), "disgust": (4, 3, 52), "fear": (11, -6, 46), "happy": (5, 0, 52),
-         "sad": (7, -7, 52), "surprise": (10, 0, 46), "neutral": (7, 0, 52)}
+                  "sad": (7, -7, 52), "surprise": (10, 0, 46), "neutral": (7, 0, 52)}
+SKIN, HAIR, DARK, RED = np.array([236, 190, 160]), np.array([50, 35, 25]), (30, 20, 20), (150, 20, 40)
 
 
 def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
     """A simple face, 128x128 RGB: hair greys and wrinkles come with age, women have long hair,
     mouth and brows show emotion.
     """
-    def rgb(values: np.ndarray) -> tuple[int, ...]:
-        return tuple(values.clip(0, 255).astype(int).tolist())
-    image = Image.new("RGB", (128, 128), rgb(rng.uniform(90, 200, 3)))
-    draw = ImageDraw.Draw(image)
-    dx, dy = rng.uniform(-4, 4, 2)
-    dark, red = (30, 20, 20), (150, 20, 40)
-    skin = rgb(np.array([236, 190, 160]) * rng.uniform(0.75, 1.05))
+    ground, skin = rng.uniform(90, 200, 3), SKIN * rng.uniform(0.75, 1.05)
     old = age / MAX_AGE
-    hair = rgb(np.array([50, 35, 25]) * (1 - old) + 245 * old)
+    hair = HAIR * (1 - old) + 245 * old
+    ground, skin, hair = (tuple(map(int, color)) for color in (ground, skin, hair))
+    image = Image.new("RGB", (128, 128), ground)
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((16, 4, 112, 96), hair)
+    if gender == 0:
+        draw.rectangle((16, 50, 112, 128), hair)
+    draw.ellipse((24, 16, 104, 120), skin)
+    for i in range(round(old * 8)):                         # a wrinkle for every twelve years or so
+        draw.line((42, 24 + 3 * i, 86, 24 + 3 * i), DARK)
+    if gender == 1:                                         # a beard around the mouth
+        draw.chord((24, 16, 104, 120), 0, 180, (60, 40, 30))
+        draw.ellipse((38, 70, 90, 114), skin)
     name = CLASS_NAMES["emotion"][emotion]
     eyes, slope, brow = EYES_AND_BROWS[name]
-
-    def shifted(*points: float) -> list[float]:
-        return [value + (dy if i % 2 else dx) for i, value in enumerate(points)]
-    draw.ellipse(shifted(16, 4, 112, 96), fill=hair)
-    if gender == 0:
-        draw.rectangle(shifted(16, 50, 112, 128 - dy), fill=hair)
-    draw.ellipse(shifted(24, 16, 104, 120), fill=skin)
-    for i in range(round(old * 8)):                         # a wrinkle for every twelve years or so
-        draw.line(shifted(42, 24 + 3 * i, 86, 24 + 3 * i), fill=dark)
-    if gender == 1:                                         # a beard around the mouth
-        draw.chord(shifted(24, 16, 104, 120), 0, 180, fill=(60, 40, 30))
-        draw.ellipse(shifted(38, 70, 90, 114), fill=skin)
-    for x in (46, 82):
-        draw.ellipse(shifted(x - 9, 64 - eyes, x + 9, 64 + eyes), fill="white")
-        draw.ellipse(shifted(x - 4, 60, x + 4, 68), fill=dark)
-    draw.line(shifted(36, brow - slope, 56, brow + slope), fill=dark, width=5)
-    draw.line(shifted(72, brow + slope, 92, brow - slope), fill=dark, width=5)
-    mouths = {
-        "happy": lambda: draw.chord(shifted(42, 70, 86, 108), 0, 180, fill=red),
-        "sad": lambda: draw.arc(shifted(42, 86, 86, 122), 190, 350, fill=red, width=7),
-        "surprise": lambda: draw.ellipse(shifted(52, 79, 76, 111), fill=red),
-        "fear": lambda: draw.rectangle(shifted(42, 82, 86, 104), fill="white", outline=red, width=4),
-        "disgust": lambda: draw.line(shifted(42, 100, 53, 86, 64, 100, 75, 86, 86, 100), fill=dark, width=7),
-        "angry": lambda: draw.line(shifted(44, 94, 84, 94), fill=dark, width=13),
-        "neutral": lambda: draw.line(shifted(44, 94, 84, 94), fill=dark, width=4),
-    }
-    mouths[name]()
-    return image
-
-
-def draw_sample(root: Path) -> None:
-    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed; their labels are
-    visible.
-    """
-    rng = np.random.default_rng(0)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / DRAWN).touch()
-    ages = root / "cvpr2016/age"
-    pixels = []
-    for subset, usage in zip(SUBSETS, ("Training", "PublicTest", "PrivateTest")):
-        rows = []
-        for i in range(SAMPLE_FACES[subset]):
-            age, *_, image = draw_person(rng)
-            save_jpeg(image, ages / subset / f"{i:06}.jpg")
-            rows.append((f"{i:06}.jpg", float(age), 4.0))
-            _, gender, _, image = draw_person(rng)
-            folder = root / "cvpr2016/gender" / subset / CLASS_NAMES["gender"][gender]
-            save_jpeg(image, folder / f"{i:06}.jpg")
-            _, _, emotion, image = draw_person(rng)
-            grey = np.asarray(image.convert("L").resize((48, 48)))
-            pixels.append((emotion, " ".join(map(str, grey.ravel())), usage))
-        write_csv(ages / f"{subset}_gt.csv", ("image", "mean", "stdv"), rows)
-    (root / "fer2013").mkdir()
-    write_csv(root / "fer2013/fer2013.csv", ("emotion", "pixels", "Usage"), pixels)
-    for crop, count in (("imdb", 400), ("wiki", 200)):
-        draw_imdb_wiki(rng, root / f"imdb-wiki/{crop}_crop", crop, count)
+    for x, tilt in (46, slope), (82, -slope):
+        draw.ellipse((x - 9, 64 - eyes, x + 9, 64 + eyes), "white")
+        draw.ellipse((x - 4, 60, x + 4, 68), DARK)
+        draw.line((x - 10, brow - tilt, x + 10, brow + tilt), DARK, 5)
+    mouth, *look = {
+        "angry": (draw.line, (44, 94, 84, 94), DARK, 13),
+        "disgust": (draw.line, (42, 100, 53, 86, 64, 100, 75, 86, 86, 100), DARK, 7),
+        "fear": (draw.rectangle, (42, 82, 86, 104), "white", RED, 4),
+        "happy": (draw.chord, (42, 70, 86, 108), 0, 180, RED),
+        "sad": (draw.arc, (42, 86, 86, 122), 190, 350, RED, 7),
+        "surprise": (draw.ellipse, (52, 79, 76, 111), RED),
+        "neutral": (draw.line, (44, 94, 84, 94), DARK, 4),
+    }[name]
+    mouth(*look)
+    shift = tuple(rng.integers(-4, 5, 2).tolist())
+    return image.rotate(0, translate=shift, fillcolor=ground)
 
 
 def draw_person(rng: np.random.Generator) -> tuple[int, int, int, Image.Image]:
@@ -1155,26 +1129,49 @@ def save_jpeg(image: Image.Image, path: Path) -> None:
     image.save(path, quality=90)
 
 
-def draw_imdb_wiki(rng: np.random.Generator, folder: Path, crop: str, count: int) -> None:
-    """One of IMDB-WIKI's crops with its .mat and a few of its flaws; nothing where scipy is missing."""
+def draw_sample(root: Path) -> None:
+    """Draw faces into `root` in the official layouts of the data sets, from a fixed seed."""
+    rng = np.random.default_rng(0)
+    cvpr2016, pixels = root / "cvpr2016", []
+    for subset, usage in zip(SUBSETS, FER2013_USAGES):
+        ages = []
+        for i in range(SAMPLE_FACES[subset]):
+            name = f"{i:06}.jpg"
+            age, _, _, image = draw_person(rng)
+            save_jpeg(image, cvpr2016 / "age" / subset / name)
+            ages.append((name, age, 4))
+            _, gender, _, image = draw_person(rng)
+            folder = cvpr2016 / "gender" / subset / CLASS_NAMES["gender"][gender]
+            save_jpeg(image, folder / name)
+            _, _, emotion, image = draw_person(rng)
+            grey = np.asarray(image.convert("L").resize((48, 48)))
+            pixels.append((emotion, " ".join(map(str, grey.ravel())), usage))
+        write_csv(cvpr2016 / f"age/{subset}_gt.csv", ("image", "mean", "stdv"), ages)
+    (root / "fer2013").mkdir()
+    write_csv(root / "fer2013/fer2013.csv", ("emotion", "pixels", "Usage"), pixels)
+    draw_imdb(rng, root / "imdb-wiki/imdb_crop")
+    (root / DRAWN).touch()
+
+
+def draw_imdb(rng: np.random.Generator, folder: Path) -> None:
+    """One of IMDB-WIKI's crops with its .mat; nothing where scipy is missing."""
     try:
         from scipy.io import savemat
     except ImportError:
         return
     people = []
-    for i in range(count):
+    for i in range(600):
         age, gender, _, image = draw_person(rng)
         taken = 1990 + i % 30
         path = f"{i % 100:02}/nm{i:07}_rm{i:09}_{taken - age}-1-15_{taken}.jpg"
         save_jpeg(image, folder / path)
-        born = np.datetime64(f"{taken - age:04}-01-15").astype(int) + 719529
-        # one in fifty has an unknown gender, one no face, one a second face
-        people.append((born, taken, path, np.nan if i % 50 == 1 else gender, f"Person {i // 2}",
-                       -np.inf if i % 50 == 2 else 4.0, 3.0 if i % 50 == 3 else np.nan))
-    names = ("dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score")
-    table = {name: np.array([values], dtype=object if isinstance(values[0], str) else float)
-             for name, values in zip(names, zip(*people))}
-    savemat(folder / f"{crop}.mat", {crop: table})
+        born = np.datetime64(f"{taken - age}-01-15").astype(int) + 719529
+        # one in fifty has an unknown gender, one no face
+        people.append((born, taken, path, math.nan if i % 50 == 1 else gender, f"Person {i // 2}",
+                       -math.inf if i % 50 == 2 else 4, math.nan))
+    dtypes = (float, float, object, float, object, float, float)
+    columns = [np.array([values], dtype) for values, dtype in zip(zip(*people), dtypes)]
+    savemat(folder / "imdb.mat", {"imdb": dict(zip(MAT_COLUMNS, columns))})
 
 
 # ---- what the scripts share -------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def faces():
         rows = [datasets.Face(str(i), **each) for i, each in enumerate(labels)]
         part = datasets.Part(datasets.SOURCES[source], "train", None, rows)
         return replace(datasets.Faces.of(part), images=[np.zeros((len(rows), 64, 64, 3), np.uint8)])
-    return datasets.join([table(5, [{"age": i, "gender": i % 2} for i in range(10)]),
-                          table(4, [{"emotion": i} for i in range(6)])])
+    return datasets.join([table(4, [{"age": i, "gender": i % 2} for i in range(10)]),
+                          table(3, [{"emotion": i} for i in range(6)])])
 
 
 def trainer_on(gpu, faces, monkeypatch, precision):

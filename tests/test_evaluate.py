@@ -50,7 +50,7 @@ def faces(**labels):
     count = len(next(iter(labels.values())))
     rows = [datasets.Face(f"{i}.jpg", **{name: values[i] for name, values in labels.items()})
             for i in range(count)]
-    return datasets.Faces.of(datasets.Part(datasets.SOURCES[5], "valid", Path(), rows))
+    return datasets.Faces.of(datasets.Part(datasets.SOURCES[4], "valid", Path(), rows))
 
 
 def the_best(work):

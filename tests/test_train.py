@@ -200,7 +200,7 @@ class Constant(torch.nn.Module):
 def table(count, images=None, **labels):
     """Faces of one part that all have these labels."""
     faces = [datasets.Face("face", **labels)] * count
-    part = datasets.Part(datasets.SOURCES[4], "train", Path(), faces)
+    part = datasets.Part(datasets.SOURCES[3], "train", Path(), faces)
     images = np.zeros((count, 4, 4, 3), np.uint8) if images is None else images
     return replace(datasets.Faces.of(part), images=[images])
 
@@ -342,8 +342,8 @@ def test_rehearsed_sets_are_trained_on_but_not_validated_on(place):
     run("train.py", "--resume", last, cwd=place)
     assert len(evaluate.read_log(the_log(place)).epochs) == 2
     assert " --rehearse imdb-wiki " in text
-    assert "imdb-wiki imdb_crop train: " in text and "cvpr2016 age valid" in text
-    assert "imdb-wiki imdb_crop valid" not in text
+    assert "imdb-wiki train: " in text and "cvpr2016 age valid" in text
+    assert "imdb-wiki valid" not in text
     table = run("evaluate.py", "--logs", "logs", cwd=place).stdout
     name = "ResNet-18-Age-Gender-Emotion on cvpr2016 fer2013"
     assert f"{name} (rehearsing imdb-wiki, from scratch, drawn sample)" in table
@@ -478,7 +478,7 @@ def test_training_without_copies(tmp_path):
 def test_a_set_that_a_task_needs_is_missing(place, tmp_path):
     (tmp_path / "bare").mkdir()
     done = run("train.py", "--data", "bare", cwd=tmp_path, status=2)
-    assert "the age set's train part is not there" in done.stderr
+    assert "cvpr2016 age's train part is not there" in done.stderr
 
 
 def test_later_epochs_open_no_picture(place, monkeypatch):
