@@ -659,10 +659,11 @@ def write_export(export: Path, checkpoint: Path | None = None, checkpoints: Path
         raise DataError(f"{export}: is there already; name another file")
     file = chosen_checkpoint(checkpoint, checkpoints)
     network, content = models.open_checkpoint(file)
-    models.check_finite(network.half(), file)               # a weight may be too large
+    tensors = network.half().state_dict()
+    models.load_state(network, tensors, file)               # refused where a weight is too large
     keys = ("image_size", "decoded_size", "tasks", "temperatures", "drawn", "detected")
     kept = {key: content[key] for key in (*keys, *models.description())}
-    models.save_checkpoint({"model": network.state_dict(), **kept}, export)
+    models.save_checkpoint({"model": tensors, **kept}, export)
     print(f"{export}: {file} in {export.stat().st_size / 1e6:.1f} MB")
 
 
