@@ -214,14 +214,13 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
     many random numbers an image gets.
     """
     rng = np.random.default_rng(seed)
-    drawn = []
+    datasets = np.array([part.source.dataset for part in faces.parts])
+    of_face, drawn = datasets[faces["part"]], []
     for pool, total in pools(faces, samples).items():
-        by_dataset = {}
-        for number in pool:
-            rows = np.flatnonzero(faces.labelled() & (faces["part"] == number))
-            by_dataset.setdefault(faces.parts[number].source.dataset, []).append(rows)
-        for turn, rows in enumerate(map(np.concatenate, by_dataset.values())):
-            count = len(range(turn, total, len(by_dataset)))
+        names = dict.fromkeys(datasets[number] for number in pool)
+        for turn, name in enumerate(names):
+            rows = np.flatnonzero(faces.labelled() & np.isin(faces["part"], pool) & (of_face == name))
+            count = len(range(turn, total, len(names)))
             orders = [rng.permutation(len(rows)) for _ in range(count // len(rows) + 1)]
             drawn.append(rows[np.concatenate(orders)[:count]])
     # each pool spread evenly over the epoch
@@ -238,13 +237,12 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
 def load(parts: list[Part], tasks: Collection[str], size: int, cache: Path, detect: bool = False) -> Faces:
     """The faces of `parts`, prepared. Raises DataError where a data set has no usable face."""
     faces = join([prepare(part, size, cache, detect) for part in parts])
-    for dataset in dict.fromkeys(part.source.dataset for part in faces.parts):
-        numbers = [number for number, part in enumerate(faces.parts) if part.source.dataset == dataset]
-        if not (faces.labelled() & np.isin(faces["part"], numbers)).any():
-            reasons = [f"{len(names):,} {reason}, such as {names[0]}"
-                       for number in numbers for reason, names in faces.parts[number].dropped.items()]
-            raise DataError(f"{faces.parts[numbers[0]].name}: no usable face for {' and '.join(tasks)} "
-                            f"({', '.join(reasons) or 'no images'})")
+    names = np.array([part.source.dataset for part in faces.parts])
+    usable = names[faces["part"][faces.labelled()]]
+    for part in faces.parts:
+        if part.source.dataset not in usable:
+            raise DataError(f"{part.name}: no usable face for {' and '.join(tasks)}; "
+                            f"{'; '.join(left_out(faces)) or 'no images'}")
     return faces
 
 
@@ -885,38 +883,28 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     except (OSError, ValueError) as error:
         raise DataError(f"{target}: damaged ({error}); delete it, it is made anew") from None
     table = replace(Faces.of(part), images=[images])
-    count(part.dropped, "undecodable file", table["file"][states == UNDECODABLE].tolist())
-    count(part.remarks, "no face found, the middle square taken", table["file"][states == NO_FACE].tolist())
+    for counted, state, reason in ((part.dropped, UNDECODABLE, "undecodable file"),
+                                   (part.remarks, NO_FACE, "no face found, the middle square taken")):
+        files = table["file"][states == state].tolist()
+        counted |= {reason: files} if files else {}
     return table.keep(states != UNDECODABLE)
 
 
 def stat_files(part: Part, settings: str) -> tuple[Part, str]:
-    """`part` without the files that are missing, which are counted, and a key that changes with each of the
-    others and with `settings`.
+    """`part` without the files that are missing, and a key of the others' names, sizes, times and `settings`.
     """
     text = f"{CACHE_FORMAT} {settings} {LANDMARKS.tolist()} {FER2013_SCALE} {FER2013_SHIFT} {FER2013_SIDE}"
-    key = hashlib.blake2b(text.encode(), digest_size=8)
-    faces, missing = [], []
+    key, missing = hashlib.blake2b(text.encode(), digest_size=8), set()
     for face in part.faces:
         about = face.pixels
-        if not about:
-            try:
+        try:
+            if not about:
                 details = os.stat(part.folder / face.file)
-            except (FileNotFoundError, NotADirectoryError, ValueError):
-                missing.append(face.file)
-                continue
-            about = f"{face.file} {details.st_size} {details.st_mtime_ns}"
+                about = f"{face.file} {details.st_size} {details.st_mtime_ns}"
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            missing.add(face.file)
         key.update(about.encode(errors="surrogateescape"))
-        faces.append(face)
-    part = replace(part, faces=faces, dropped=dict(part.dropped), remarks=dict(part.remarks))
-    count(part.dropped, "missing file", missing)
-    return part, key.hexdigest()
-
-
-def count(counted: dict[str, list[str]], reason: str, files: list[str]) -> None:
-    """Note `files` under `reason`, if there are any."""
-    if files:
-        counted[reason] = files
+    return without(part, missing, "missing file"), key.hexdigest()
 
 
 def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
@@ -1005,19 +993,28 @@ def describe(faces: Faces, name: str) -> list[str]:
     lost = sum(len(names) for part in faces.parts for names in part.dropped.values())
     lines = [f"{name}: {len(faces) + lost:,} rows found, {len(faces):,} used, {lost:,} dropped"]
     for part in faces.parts:
-        lines += [f"    dropped, {reason}: {few(names)}" for reason, names in part.dropped.items()]
-        lines += [f"    used, {remark}: {few(names)}" for remark, names in part.remarks.items()]
-    groups = dict(zip(*np.unique(faces["group"][faces["group"] != ""].astype(str), return_counts=True)))
-    ages = faces["age"][faces.known("age")]
-    decades = np.bincount((ages // 10).astype(int))
-    spread = {"group": groups, "age": {f"{10 * i}s": count for i, count in enumerate(decades) if count}}
+        lines += [f"    {note}" for note in notes(part)]
+    decades = np.sort(faces["age"][faces.known("age")] // 10).astype(int)
+    spread = {"group": sorted(faces["group"]), "age": [f"{decade}0s" for decade in decades]}
     for task, names in CLASS_NAMES.items():
-        counts = np.bincount(faces[task] + 1, minlength=len(names) + 1).tolist()
-        spread[task] = dict(zip((*names, "unknown"), (*counts[1:], counts[0])))
-    for label, counts in spread.items():
-        if any(n for name, n in counts.items() if name != "unknown"):
-            lines.append(f"    {label}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items() if n))
+        labels = np.sort(faces[task] % (len(names) + 1))    # unknown ones, -1, behind the others
+        spread[task] = np.array([*names, "unknown"])[labels].tolist()
+    for label, names in spread.items():
+        counts = Counter(names)
+        if counts.keys() - {"", "unknown"}:
+            lines.append(f"    {label}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
     return lines
+
+
+def notes(part: Part) -> list[str]:
+    """A line for each reason why faces of a part are not used, or used with a remark."""
+    return [*(f"dropped, {reason}: {few(names)}" for reason, names in part.dropped.items()),
+            *(f"used, {remark}: {few(names)}" for remark, names in part.remarks.items())]
+
+
+def left_out(faces: Faces) -> list[str]:
+    """The notes on all parts of a table."""
+    return [f"{part.name}: {note}" for part in faces.parts for note in notes(part)]
 
 
 def few(names: list[str]) -> str:
@@ -1025,39 +1022,29 @@ def few(names: list[str]) -> str:
     return f"{len(names):,} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
 
 
-def left_out(faces: Faces) -> list[str]:
-    """A line for each part and reason why faces are not used, or used with a remark."""
-    return [f"{part.name}: {what}, {reason}: {few(names)}" for part in faces.parts
-            for what, reasons in (("left out", part.dropped), ("used", part.remarks))
-            for reason, names in reasons.items()]
-
-
-def report(root: Path, dataset: str, size: int, cache: Path,
-           detect: bool) -> tuple[int, DataError | None]:
-    """Print what is there of a data set. Returns how many parts, and what was wrong with it, if anything."""
-    parts, notes, wrong = [], {}, None
-    for source in [source for source in SOURCES if source.dataset == dataset]:
-        for subset in SUBSETS:
-            try:
-                parts.append(read_part(root, source, subset, TASKS))
-            except Missing as gap:
-                notes[str(gap)] = None
-            except DataError as error:      # the other data sets are reported, and at the end this
-                notes[str(error)], wrong = None, error
-    print(*notes, sep="\n", end="\n" * bool(notes))
+def report(root: Path, source: Source, size: int, cache: Path, detect: bool) -> int:
+    """Print what is there of a source. Returns how many parts. Raises DataError where one can't be read."""
+    parts, gaps = [], []
+    for subset in SUBSETS:
+        try:
+            parts.append(read_part(root, source, subset, TASKS))
+        except Missing as gap:
+            gaps.append(gap)
+    print(*gaps, sep="\n", end="\n" * bool(gaps))
     tables = [prepare(part, size, cache, detect) for part in parts]
-    if len(tables) > 1:
-        print(describe(join(tables), dataset)[0])
-    hashed = [digests(part) for part in parts]
-    for table, part, mine in zip(tables, parts, hashed):
+    if tables:
+        print(describe(join(tables), source.name)[0])
+    pictures = [digests(part) for part in parts]
+    for table, part, mine in zip(tables, parts, pictures):
         print(*describe(table, part.name), sep="\n")
         copies = [f"{len(mine) - len(set(mine.values())):,} repeat another one"]
-        for other, theirs in zip(parts, hashed):
-            if other.source is part.source and other is not part:
-                count = sum(digest in set(theirs.values()) for digest in mine.values())
+        for other, theirs in zip(parts, pictures):
+            if other is not part:
+                taken = set(theirs.values())
+                count = sum(digest in taken for digest in mine.values())
                 copies.append(f"{count:,} are in {other.subset} too")
         print(f"    pictures: {', '.join(copies)}", flush=True)
-    return len(parts), wrong
+    return len(parts)
 
 
 # ---- the drawn sample -------------------------------------------------------------------------------------
@@ -1296,10 +1283,16 @@ def main() -> None:
     args = parser.parse_args()
     root, cache = folders(args.data, args.cache)
     size = args.image_size or (SAMPLE_SIZE if is_drawn(root) else IMAGE_SIZE)
-    counts, mistakes = zip(*[report(root, dataset, size, cache, args.detect) for dataset in DATASETS])
-    for mistake in filter(None, mistakes):
-        raise mistake
-    if not any(counts):
+    count, mistakes = 0, []
+    for source in SOURCES:
+        try:
+            count += report(root, source, size, cache, args.detect)
+        except DataError as error:          # the other sets are reported, and at the end this
+            print(error)
+            mistakes.append(error)
+    if mistakes:
+        raise mistakes[0]
+    if not count:
         raise DataError(f"{root}: none of {', '.join(DATASETS)} is there; "
                         "the README says how they lie on disk")
 

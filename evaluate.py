@@ -482,10 +482,10 @@ def results_row(log: Log) -> list[str]:
     if used:
         name += f" on {' '.join(used)}"
     remarks = [remark for option, remark in REMARKS.items() if option in options]
+    if options and "pretrained" not in options:
+        remarks.insert(0, "from scratch")
     if "rehearse" in options:
         remarks.insert(0, f"rehearsing {' '.join(options['rehearse'])}")
-    if options and "pretrained" not in options:
-        remarks.append("from scratch")
     if remarks:
         name += f" ({', '.join(remarks)})"
     figures = [f"{best[METRICS[task]]:.2f}" if task in tasks else "" for task in TASKS]

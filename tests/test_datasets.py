@@ -1,5 +1,4 @@
 """Readers, images, the cache, copies, batches, the report, and what the scripts share."""
-import argparse
 import copy
 import math
 import os
@@ -236,7 +235,7 @@ def test_imdb_wiki_cleaning_counts_each_reason(tmp_path):
     reasons = dict(zip(("no face", "second face", "age below 0", "age above 100", "missing file",
                         "undecodable file"), ("02", "03", "04", "05", "gone", "cut")))
     assert [line.partition(": ")[2] for line in datasets.left_out(faces)] == [
-        f"left out, {reason}: 1 (imdb_crop/{name}.jpg)" for reason, name in reasons.items()]
+        f"dropped, {reason}: 1 (imdb_crop/{name}.jpg)" for reason, name in reasons.items()]
 
 
 def test_age_is_counted_in_whole_years_on_1_july():
@@ -364,7 +363,7 @@ def test_broken_images_are_named_and_left_out(tmp_path):
             assert (image == datasets.center_crop(picture, 16)).all()       # each face has its own image
         assert (part.faces, part.dropped, part.remarks) == (before.faces, before.dropped, before.remarks)
     make(folder.parent, **{f"{('female', 'male')[i % 2]}/{i}.jpg": "" for i in range(6)})
-    with pytest.raises(DataError, match="no usable face for gender.*6 undecodable file"):
+    with pytest.raises(DataError, match="no usable face for gender.*undecodable file: 6"):
         load(tmp_path, "cvpr2016", tasks=["gender"])
 
 
@@ -582,9 +581,9 @@ def test_no_data_root_and_a_sample_that_is_not_drawn(tmp_path, monkeypatch):
     assert "none of imdb-wiki, cvpr2016, fer2013" in run(*REPORT, cwd=tmp_path, status=2).stderr
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no data root data/sample/"):       # `sample` alone is drawn
-        datasets.folders(argparse.Namespace(data="data/sample", cache=None))
+        datasets.folders("data/sample", None)
     (tmp_path / "data/sample").mkdir(parents=True)          # somebody's faces are not taken for drawn ones
-    root, cache = datasets.folders(argparse.Namespace(data="sample", cache=None))
+    root, cache = datasets.folders("sample", None)
     assert cache == root / ".cache" and not datasets.is_drawn(root) and not list(root.iterdir())
 
 
