@@ -264,20 +264,19 @@ def calibration_error(logits: Tensor, truth: Tensor) -> tuple[float, float, floa
 
 
 def calibration_table(faces: Faces, predictions: Predictions, temperatures: dict[str, float]) -> str:
-    """How well probabilities and age intervals hold, before and after division by the temperatures."""
+    """How well probabilities and age intervals hold, after division by the temperatures."""
     rows = []
     for task, logits, truth in with_labels(faces, predictions):
         temperature = temperatures.get(task, 1)
-        row = [f"{task} calibration error (%)"]
         if task == "age":
-            row = [f"true ages in the predicted {100 * models.AGE_MASS:.0f} % (%)"]
-        for scaled in (logits, logits / temperature):
-            if task == "age":
-                row += with_interval(in_age_interval(scaled, truth), True)[:2]
-            else:
-                row += as_text(*calibration_error(scaled, truth))
-        rows.append([*row, f"{temperature:.3f}"])
-    return table(["", "before", "95 %", "calibrated", "95 %", "temperature"], rows)
+            title = f"true ages in the predicted {100 * models.AGE_MASS:.0f} % (%)"
+            inside = in_age_interval(logits / temperature, truth)
+            cells = as_text(inside.mean(), *interval(inside, percent=True))
+        else:
+            title = f"{task} calibration error (%)"
+            cells = as_text(*calibration_error(logits / temperature, truth))
+        rows.append([title, *cells, f"{temperature:.3f}"])
+    return table(["", "calibrated", "95 %", "temperature"], rows)
 
 
 # ---- tables -----------------------------------------------------------------------------------------------
@@ -298,24 +297,27 @@ def as_text(mean: float, low: float, high: float, sign: str = "") -> list[str]:
     return [f"{mean:{sign}.2f}", f"{low:{sign}.2f} to {high:{sign}.2f}"]
 
 
+def figure_table(corner: str, rows: dict[str, dict[str, np.ndarray]]) -> str:
+    """The means of values (n,), NaN unknown, with their intervals: row -> column -> values.
+
+    Titles that end with (%) are of percentages, columns that end with "difference" are signed.
+    """
+    lines, columns = [], next(iter(rows.values()))
+    for title, row in rows.items():
+        lines.append([title])
+        for column, values in row.items():
+            percent = title.endswith("(%)") or column.endswith("(%)")
+            sign = "+" if column.endswith("difference") else ""
+            lines[-1] += with_interval(values[~np.isnan(values)], percent, sign)
+    header = [name for column in columns for name in (column, "95 %", "faces")]
+    return table([corner, *header], lines)
+
+
 def with_interval(values: np.ndarray, percent: bool, sign: str = "") -> list[str]:
     """The mean of `values` (n,), its 95 % interval and n, as text."""
     if not len(values):
         return ["-", "", "0"]
     return [*as_text(values.mean(), *interval(values, percent), sign), f"{len(values):,}"]
-
-
-def figure_table(corner: str, rows: dict[str, dict[str, np.ndarray]]) -> str:
-    """The means of values (n,), NaN unknown, with their intervals: row -> column -> values."""
-    lines = []
-    for row, cells in rows.items():
-        lines.append([row])
-        for column, values in cells.items():
-            percent = "(%)" in row + column
-            lines[-1] += with_interval(values[~np.isnan(values)], percent)
-    columns = next(iter(rows.values()))
-    header = [name for column in columns for name in (column, "95 %", "faces")]
-    return table([corner, *header], lines)
 
 
 # metrics that reports call by other names
@@ -339,17 +341,14 @@ def report(faces: Faces, predictions: Predictions, seen: np.ndarray | None = Non
         if f"{task}_acc" in figures:
             lines += ["", confusion_table(task, confusion_matrix(task, faces, predictions))]
     shown = {title: figures[name] for name, title in FIGURES.items() if name in figures}
-    columns = {"all": np.full(len(faces), True)}
-    if seen is not None:
-        columns["unseen"] = ~seen
-    rows = {title: {column: values[part] for column, part in columns.items()}
-            for title, values in shown.items()}
-    lines += ["", figure_table("", rows)]
-    groups = sorted(set(faces["group"]) - {""})
-    rows = {group: {title: values[faces["group"] == group] for title, values in shown.items()}
-            for group in groups}
+    parts = {"all": np.full(len(faces), True)} | ({} if seen is None else {"unseen": ~seen})
+    lines += ["", figure_table("", {
+        title: {name: values[rows] for name, rows in parts.items()} for title, values in shown.items()})]
+    groups = {group: faces["group"] == group for group in sorted(set(faces["group"]) - {""})}
     if groups:
-        lines += ["", figure_table("group", rows)]
+        lines += ["", figure_table("group", {
+            group: {title: values[rows] for title, values in shown.items()}
+            for group, rows in groups.items()})]
     return "\n".join(lines)
 
 
@@ -363,22 +362,16 @@ def confusion_table(task: str, matrix: np.ndarray) -> str:
 
 
 def comparison_table(faces: Faces, compared: dict[str, Predictions]) -> str:
-    """A row for each of `compared`: the FIGURES, and the difference to the first row, face by face."""
+    """A row for each of `compared`: the FIGURES, and the differences to the first row, face by face."""
     measured = {title: per_face(faces, predictions) for title, predictions in compared.items()}
-    first = next(iter(measured.values()))
     names = [name for name in FIGURES if any(name in figures for figures in measured.values())]
-    header, lines = ["predictions"], []
-    for name in names:
-        header += [FIGURES[name], "95 %", "faces", "difference", "95 %", "faces"]
-    unknown = np.full(len(faces), math.nan)
-    for title, figures in measured.items():
-        lines.append([title])
-        for name in names:
-            mine = figures.get(name, unknown)
-            difference = mine - first.get(name, unknown)
-            lines[-1] += with_interval(mine[~np.isnan(mine)], "(%)" in FIGURES[name])
-            lines[-1] += with_interval(difference[~np.isnan(difference)], False, "+")
-    return table(header, lines)
+    first, unknown = next(iter(measured.values())), np.full(len(faces), math.nan)
+    rows = {title: {} for title in measured}
+    for name, (title, figures) in itertools.product(names, measured.items()):
+        values = figures.get(name, unknown)
+        rows[title][FIGURES[name]] = values
+        rows[title][f"{FIGURES[name]} difference"] = values - first.get(name, unknown)
+    return figure_table("predictions", rows)
 
 
 # ---- logs: written and read here --------------------------------------------------------------------------
@@ -976,7 +969,8 @@ def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
     with page(file, "training dashed, valid solid", len(panels)) as axes:
         for ax, (title, styles) in zip(axes, panels.items()):
             ax.set(xlabel="epoch", title=title)
-            for (i, (run, epochs)), (name, style) in itertools.product(enumerate(runs.items()), styles.items()):
+            curves = itertools.product(enumerate(runs.items()), styles.items())
+            for (i, (run, epochs)), (name, style) in curves:
                 values = np.array([figures.get(name, 0) for figures in epochs])
                 values[(values == 0) | (abs(values) > 1e9)] = math.nan      # 0 is of a task of weight 0
                 numbers = [figures["epoch"] for figures in epochs]
