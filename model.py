@@ -250,9 +250,10 @@ OTHER_FILES = {
     rb"\s*<": "a web page (HTML), not a checkpoint; the download went wrong",
     rb"(?s).{5}\0\0\0{": "in the safetensors format; its load_file and torch.save make a checkpoint",
 }
-# what NumPy's numbers are read by, also under NumPy 1's name
-SCALAR = np.float64(0).__reduce__()[0]
+# what NumPy's numbers and arrays are read by, also under NumPy 1's names; it runs nothing of the file's
+SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
 NUMPY = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
+NUMPY += [ARRAY, (ARRAY, "numpy.core.multiarray._reconstruct"), np.ndarray]
 NUMPY += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
 
 

@@ -245,7 +245,8 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 def test_prefixes_and_sequential_networks(prefix, sequential, tmp_path):
     theirs = torchvision.models.resnet18()
     state = (torch.nn.Sequential(*theirs.children()) if sequential else theirs).state_dict()
-    torch.save({"net": {prefix + name: value for name, value in state.items()}, "best": np.float64(71)},
+    torch.save({"net": {prefix + name: value for name, value in state.items()},
+                "best": np.float64(71), "curve": np.zeros(2)},
                tmp_path / "a.pth")
     network = FaceAttributeNet()
     assert "120 of the model's 132 tensors loaded" in load_weights(network, tmp_path / "a.pth")
