@@ -277,7 +277,8 @@ def read_part(root: Path, source: "Source", subset: str, tasks: Collection[str])
         if face.remark:
             part.remarks[face.remark].append(face.file)
     if not part.faces and not part.dropped:
-        raise Missing(f"{part.folder}: {source.name}'s {subset} part is not there; expected {source.layout}")
+        layout = source.layout.replace("PART", subset)
+        raise Missing(f"{part.folder}: {source.name}'s {subset} part is not there; expected {layout}")
     return part
 
 
@@ -516,7 +517,7 @@ class Source(NamedTuple):
     dataset: str                            # what --split calls it, and the folder in the data root
     tasks: tuple[str, ...]
     read: Callable[[Path, str], Iterable[Face]]     # of the data set's folder and the part; empty without it
-    layout: str                             # what lies in the folder
+    layout: str                             # what lies in the folder, PART for the name of the part
     grey: bool = False                      # small grey pictures, as FER2013's, in which no face is searched
 
 
@@ -524,11 +525,11 @@ SOURCES = (
     Source("imdb-wiki", "imdb-wiki", ("age", "gender"), read_imdb_wiki,
            "imdb_crop/imdb.mat or wiki_crop/wiki.mat"),
     Source("cvpr2016 age", "cvpr2016", ("age",), read_cvpr_age,
-           "age/PART_gt.csv, age/gt_avg_PART.csv or images in age/PART/AGE/"),
+           "age/PART_gt.csv, age/gt_avg_PART.csv or images in age/PART/<age>/"),
     Source("cvpr2016 gender", "cvpr2016", ("gender",), read_cvpr_gender,
            "images in gender/PART/female/ and male/"),
     Source("fer2013", "fer2013", ("emotion",), read_fer2013,
-           "fer2013.csv, icml_face_data.csv or images in PART/EMOTION/", grey=True),
+           "fer2013.csv, icml_face_data.csv or images in PART/<emotion>/", grey=True),
     Source("utkface", "utkface", ("age", "gender"), read_utkface,
            "images called AGE_GENDER_RACE_DATE.jpg"),
     Source("fairface", "fairface", ("age", "gender"), read_fairface,

@@ -121,7 +121,7 @@ def test_pixels_of_fer2013_and_those_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("dataset, pictures, subset, expected", [
-    ("cvpr2016", ["age/train/31/x.jpg"], "valid", "cvpr2016 age's valid part is not there; expected age/PART_gt.csv"),
+    ("cvpr2016", ["age/train/31/x.jpg"], "valid", "cvpr2016 age's valid part is not there; expected age/valid_gt.csv"),
     ("utkface", ["21_1_1_20170101.jpg"], "valid", "valid part is not there"),
     # neither part of test/ in its place
     ("fer2013", ["Training/happy/a.jpg", "test/sad/PublicTest_1.png", "test/sad/PrivateTest_1.png"], "train",
