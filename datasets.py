@@ -215,11 +215,11 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
     """
     rng = np.random.default_rng(seed)
     datasets = np.array([part.source.dataset for part in faces.parts])
-    of_face, drawn = datasets[faces["part"]], []
+    of_face, labelled, drawn = datasets[faces["part"]], faces.labelled(), []
     for pool, total in pools(faces, samples).items():
         names = dict.fromkeys(datasets[number] for number in pool)
         for turn, name in enumerate(names):
-            rows = np.flatnonzero(faces.labelled() & np.isin(faces["part"], pool) & (of_face == name))
+            rows = np.flatnonzero(labelled & np.isin(faces["part"], pool) & (of_face == name))
             count = len(range(turn, total, len(names)))
             orders = [rng.permutation(len(rows)) for _ in range(count // len(rows) + 1)]
             drawn.append(rows[np.concatenate(orders)[:count]])

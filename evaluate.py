@@ -152,7 +152,12 @@ def age_figures(faces: Faces, guess: np.ndarray) -> dict[str, np.ndarray]:
 
 def score(faces: Faces, predictions: Predictions) -> dict[str, float]:
     """Metrics: the means of `per_face`, over the faces of known label."""
-    return {name: float(np.nanmean(values)) for name, values in per_face(faces, predictions).items()}
+    return means(per_face(faces, predictions))
+
+
+def means(figures: dict[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each figure of `per_face`."""
+    return {name: float(np.nanmean(values)) for name, values in figures.items()}
 
 
 def mean_error(metrics: dict[str, float]) -> float:
@@ -166,9 +171,9 @@ def mean_error(metrics: dict[str, float]) -> float:
     return float(np.nan_to_num(np.mean(errors), nan=math.inf, posinf=math.inf))
 
 
-def errors_by_decade(faces: Faces, predictions: Predictions) -> dict[str, np.ndarray]:
-    """The errors (k,) in years of each decade of true ages, such as "20-29"."""
-    errors, decades = per_face(faces, predictions)["age_mae"], faces["age"] // 10
+def errors_by_decade(faces: Faces, errors: np.ndarray) -> dict[str, np.ndarray]:
+    """Of the errors of all faces (n,) in years those of each decade of true ages, such as "20-29"."""
+    decades = faces["age"] // 10
     numbers = np.unique(decades[faces.known("age")]).astype(int)
     return {f"{10 * number}-{10 * number + 9}": errors[decades == number] for number in numbers}
 
@@ -329,12 +334,12 @@ def report(faces: Faces, predictions: Predictions, seen: np.ndarray | None = Non
 
     The tables are by decade, by class, over all faces and those not `seen` (n,) bool in training, by group.
     """
-    lines = [f"{REPORTED.get(name, name)}: {value}" for name, value in score(faces, predictions).items()]
     figures = per_face(faces, predictions)
+    lines = [f"{REPORTED.get(name, name)}: {value}" for name, value in means(figures).items()]
     if "age_in_range" in figures:
         lines.append("(these labels are ranges of ages: the age mae is the distance to the range's middle)")
     if "age_mae" in figures:
-        decades = errors_by_decade(faces, predictions)
+        decades = errors_by_decade(faces, figures["age_mae"])
         rows = {decade: {"MAE (years)": errors} for decade, errors in decades.items()}
         lines += ["", figure_table("age", rows)]
     for task in CLASS_NAMES:
@@ -502,8 +507,6 @@ def evaluate_network(split: str, data: str, cache: Path | None = None, subset: s
                      device: str | None = None) -> None:
     """Print the metrics of a checkpoint on a part of a data set."""
     root, cache = datasets.folders(data, cache)
-    if save_predictions and save_predictions.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{save_predictions}: is among the data; name another file")
     predictor = Predictor(chosen_checkpoint(checkpoint, checkpoints), device, detect=False, tta=tta)
     predictor.introduce(datasets.is_drawn(root))
     content, tasks = predictor.content, predictor.trained_for(datasets.DATASETS[split])
@@ -927,7 +930,8 @@ def page(file: Path, title: str, panels: int) -> Iterator[np.ndarray]:
 
 def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) -> None:
     """Predicted against true ages, MAE by decade, confusion matrices, as far as they were predicted."""
-    metrics = score(faces, predictions)
+    figures = per_face(faces, predictions)
+    metrics = means(figures)
     tasks = [task for task in CLASS_NAMES if f"{task}_acc" in metrics]
     ages = 2 * ("age_mae" in metrics)
     with page(file, title, ages + len(tasks)) as axes:
@@ -937,7 +941,7 @@ def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) ->
             scatter.plot([0, MAX_AGE], [0, MAX_AGE], color="black", linewidth=1)
             scatter.set(xlabel="true age (years)", ylabel="predicted age (years)", aspect="equal",
                         title=f"age: MAE {metrics['age_mae']:.2f} years")
-            decades = errors_by_decade(faces, predictions)
+            decades = errors_by_decade(faces, figures["age_mae"])
             drawn = bars.bar([*decades], [errors.mean() for errors in decades.values()])
             bars.bar_label(drawn, [f"{len(errors):,}" for errors in decades.values()], fontsize=8)
             bars.set(xlabel="true age (years)", ylabel="MAE (years)",
@@ -1030,6 +1034,11 @@ def main() -> int | None:
     parameters = inspect.signature(WORKS[work]).parameters
     for name in given.keys() - parameters - {"data", "cache", "debug"}:
         parser.error(f"--{name.replace('_', '-')} does not go with {work}; see --help")
+    inputs = [datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"]]
+    inputs += [*given.get("predictions", []), *filter(os.path.isfile, given.get("pictures", []))]
+    for name in given.keys() & {"save_predictions", "csv", "plot"}:
+        if any(given[name].resolve().is_relative_to(os.path.realpath(read)) for read in inputs):
+            parser.error(f"{given[name]}: is among what is read; name another file")
     if "plot" in given:
         datasets.optional("matplotlib.figure", "matplotlib", "--plot")
     if "out" in given:

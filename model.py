@@ -42,7 +42,7 @@ MAX_SIGMA = 6       # years, of a label that is a guess or a range
 AGE_DISTANCE = 0.1  # weight of the distance in years beside the cross-entropy
 AGE_LOSS = 0.5      # of the sum, whose gradients are larger than the others'
 SMOOTHING = 0.1     # of the labels of gender and emotion
-TEACHER_WEIGHT = 0.5# the teachers' part of a loss
+TEACHER_WEIGHT = 0.5            # the teachers' part of a loss
 TEMPERATURE = 2     # softens the teachers' predictions
 
 Tensors = dict[str, Tensor]     # by task, or by name
@@ -341,8 +341,9 @@ def load_weights(network: FaceAttributeNet, file: Path) -> str:
             if state[name].shape == shapes.get(ours)}
     if not any(value.dim() > 1 for value in fits.values()):
         raise CheckpointError(f"{file}: none of its {len(state)} tensors fits this ResNet-18")
-    if "layer1.2.conv1.weight" in names.values():
-        raise CheckpointError(f"{file}: of a deeper network, it has layer1.2; expected a ResNet-18")
+    deeper = f"layer1.{LAYERS[0]}"
+    if f"{deeper}.conv1.weight" in names.values():
+        raise CheckpointError(f"{file}: of a deeper network, it has {deeper}; expected a ResNet-18")
     load_state(network, fits, file, strict=False)
     line = f"{file}: {len(fits)} of the model's {len(shapes)} tensors loaded"
     new = [name for name, _ in network.named_parameters() if name not in fits]

@@ -291,6 +291,7 @@ class Run:
         """Open the log; it is locked, since one process at a time may train a run."""
         file = Path(folder, f"{self.folder.resolve().name}.txt")
         self.lines = open(file, mode, encoding="utf-8")
+        self.lines.seek(0, os.SEEK_END)
         try:
             import fcntl
             fcntl.flock(self.lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -485,7 +486,8 @@ def read_settings(run: Run) -> tuple[Namespace, dict]:
     args = parser.parse_args()
     for name in saved["settings"].keys() - set(PLACES):
         if getattr(args, name) != saved["settings"][name]:
-            raise DataError(f"--{name}: a resumed run keeps its settings but --{', --'.join(PLACES)}")
+            option = name.replace("_", "-")
+            raise DataError(f"--{option}: a resumed run keeps its settings but --{', --'.join(PLACES)}")
     if run.epoch >= args.epochs:
         raise DataError(f"{args.resume}: the run is finished, at epoch {run.epoch}")
     return args, saved
@@ -512,7 +514,7 @@ def prepare(run: Run) -> tuple[Trainer, Faces]:
     elif args.pretrained:
         notes.append(models.load_weights(trainer.model, Path(args.pretrained)))
     if run.rank == 0:
-        run.open_log(args.logs, "a") if saved else run.begin(args)
+        run.open_log(args.logs, "r+") if saved else run.begin(args)
     run.log(*settings_lines(trainer, settings), *notes)
     faces, valid = load_faces(args, world, train), load_faces(args, world, valid)
     rows = run.log_faces(faces) | run.log_faces(valid)

@@ -79,7 +79,7 @@ def test_metrics_by_hand():
         "emotion": np.array([0, 0, 0, 0, 0, 3, 6])})
     metrics = evaluate.score(table, predictions)
     assert metrics["age_mae"] == pytest.approx((2 + 5 + 1) / 3)
-    decades = evaluate.errors_by_decade(table, predictions)
+    decades = evaluate.errors_by_decade(table, evaluate.per_face(table, predictions)["age_mae"])
     assert {decade: errors.tolist() for decade, errors in decades.items()} == {"10-19": [2], "20-29": [5, 1]}
     assert metrics["chalearn_error"] == pytest.approx(((1 - np.exp(-0.5)) + (1 - np.exp(-1 / 32))) / 2)
     assert metrics["gender_acc"] == metrics["emotion_acc"] == pytest.approx(200 / 3)
@@ -431,7 +431,14 @@ def test_an_output_that_is_there_among_the_data_is_not_replaced(work, trained):
     table = work / "data/sample/fer2013/fer2013.csv"
     before = table.stat()
     command = ("evaluate.py", "--data", "sample", "--split", "fer2013", "--save-predictions", table)
-    assert "is among the data" in run(*command, cwd=work, status=2).stderr and table.stat() == before
+    assert "is among what is read" in run(*command, cwd=work, status=2).stderr and table.stat() == before
+
+
+def test_a_picture_that_is_read_is_not_replaced(tmp_path):
+    photo = picture(tmp_path / "a.png")
+    before = photo.read_bytes()
+    done = run("evaluate.py", photo, "--csv", photo, cwd=tmp_path, status=2)
+    assert "is among what is read" in done.stderr and photo.read_bytes() == before
 
 
 # ---- pictures

@@ -398,6 +398,8 @@ def test_a_run_that_goes_on_is_not_resumed_beside_it(trained, work):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run("train.py", "--resume", longer, cwd=work, status=2)
     assert "another process is training this run" in done.stderr
+    done = run("train.py", "--resume", longer, cwd=work.parent, status=2)       # where no log is
+    assert f"No such file or directory: 'logs/{trained.name}'" in done.stderr
     longer.unlink()
     assert trained.read_text() == text
 
