@@ -861,12 +861,9 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     face is found and aligned. Raises DataError.
     """
     part, key = stat_files(part, size, detect)
-    name = f"{part.name.replace(' ', '-')}-{size}{'-detected' if detect else ''}"
-    target = cache / f"{name}-{key}"
+    target = cache / f"{part.name.replace(' ', '-')}-{size}{'-detected' if detect else ''}-{key}"
     if not target.is_dir():
         build_folder(target, functools.partial(decode, part, size, detect))
-        for old in set(cache.glob(f"{name}-{'[0-9a-f]' * 16}")) - {target}:
-            shutil.rmtree(old, ignore_errors=True)
     try:
         states = np.load(target / "states.npy")
         images = np.load(target / "images.npy", mmap_mode="r")
@@ -965,7 +962,7 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
     Raises DataError where it can't be written.
     """
     target = file.resolve()                 # what a link leads to
-    partial = target.with_name(f".{target.name[:100]}.partial")
+    partial = target.with_name(f".{target.name[:60]}.partial")
     try:
         with open(partial, "wb") as output:
             yield output

@@ -16,8 +16,10 @@ import math
 import os
 import re
 import sys
+from collections import namedtuple
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from json import dumps
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -428,7 +430,7 @@ def read_log(file: Path) -> Log:
         elif figure := FIGURE.fullmatch(line):
             figures[figure[1].replace("[Valid] age mae", "age_mae")] = float(figure[2])
         elif line.startswith("-----"):
-            if figures.keys() >= {"epoch", *METRICS.values()}:          # a finished epoch
+            if "epoch" in figures:
                 epochs[figures["epoch"]] = figures
             figures = {}
     if not epochs:
@@ -650,33 +652,117 @@ def chosen_checkpoint(checkpoint: Path | None, checkpoints: Path | None) -> Path
 
 
 def write_export(export: Path, checkpoint: Path | None = None, checkpoints: Path | None = None) -> None:
-    """Write a checkpoint's network in half precision with what using it needs, and nothing else."""
+    """Write a checkpoint's network in half precision with what using it needs, or as FILE.onnx."""
     if export.exists():
         raise DataError(f"{export}: is there already; name another file")
     file = chosen_checkpoint(checkpoint, checkpoints)
     network, content = models.open_checkpoint(file)
-    tensors = network.half().state_dict()
-    models.load_state(network, tensors, file)               # refused where a weight is too large
-    keys = ("image_size", "decoded_size", "tasks", "temperatures", "drawn", "detected")
-    kept = {key: content[key] for key in (*keys, *models.description())}
-    models.save_checkpoint({"model": tensors, **kept}, export)
+    if export.suffix == ".onnx":
+        export_onnx(export, network, content)
+    else:
+        tensors = network.half().state_dict()
+        models.load_state(network, tensors, file)           # refused where a weight is too large
+        keys = ("image_size", "decoded_size", "tasks", "temperatures", "drawn", "detected")
+        kept = {key: content[key] for key in (*keys, *models.description())}
+        models.save_checkpoint({"model": tensors, **kept}, export)
     print(f"{export}: {file} in {export.stat().st_size / 1e6:.1f} MB")
+
+
+def export_onnx(export: Path, network: models.FaceAttributeNet, content: dict) -> None:
+    """Write a network that takes `images`, aligned faces (n, 3, size, size) float32 in 0..255, and returns
+    the logits (n, classes) of each task.
+    """
+    datasets.optional("onnxscript", "onnx onnxscript", "--export to ONNX")
+
+    class Exported(torch.nn.Module):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [*network(models.normalise(images), content["tasks"]).values()]
+    images = torch.zeros(2, 3, content["image_size"], content["image_size"])
+    torch.onnx.export(Exported().eval(), (images,), export, input_names=["images"], output_names=content["tasks"],
+                      dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False, verbose=False)
+
+
+# ---- videos -----------------------------------------------------------------------------------------------
+
+VIDEO_FILES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+SMOOTHED = 1        # seconds over which a face's logits are averaged, so that its prediction does not flicker
+SAME_FACE = 0.3     # least overlap of a face's boxes in two frames
+
+
+class Frame(NamedTuple):
+    """A frame of a video or a camera."""
+    file: Path
+    time: float                 # seconds from the first frame on
+    rate: float                 # frames a second
+    pixels: np.ndarray          # (h, w, 3) uint8, RGB
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.time:.2f} s"
+
+
+def with_frames(files: Iterable[Path]) -> Iterator[Path | Frame]:
+    """`files` with videos replaced by their frames; a video that can't be read stays as it is."""
+    for file in files:
+        frames = read_video(file) if file.suffix.lower() in VIDEO_FILES else iter(())
+        first = next(frames, file)
+        yield first
+        yield from frames
+
+
+def read_video(source: Path | int) -> Iterator[Frame]:
+    """The frames of a video, or of the camera of a number."""
+    cv2 = datasets.optional("cv2", "opencv-python-headless", "a video")
+    video = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+    rate = video.get(cv2.CAP_PROP_FPS) or 25
+    name = Path(f"camera {source}") if isinstance(source, int) else source
+    for number in itertools.count():
+        there, pixels = video.read()
+        if not there:
+            return
+        yield Frame(name, number / rate, rate, np.ascontiguousarray(pixels[..., ::-1]))
+
+
+def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> list[tuple]:
+    """The faces of a frame with their mean logits of the last second and their numbers.
+
+    A face keeps its number from frame to frame by the overlap of its boxes. `tracks`: for each number, the
+    times, boxes and logits of the last second that it was there.
+    """
+    if frame.time == 0:                                     # another video
+        tracks.clear()
+    numbered = []
+    free = {number for number, track in tracks.items() if frame.time - track[-1][0] <= SMOOTHED}
+    for detection, logits in found:
+        box = detection.box if detection else (0, 0, 1, 1)
+        overlaps = {number: overlap(tracks[number][-1][1], box) for number in free}
+        number = max(overlaps, key=overlaps.get, default=None)
+        if number is None or overlaps[number] < SAME_FACE:
+            number = len(tracks) + 1
+        free.discard(number)
+        track = [*tracks.get(number, []), (frame.time, box, logits)]
+        tracks[number] = [entry for entry in track if frame.time - entry[0] <= SMOOTHED]
+        recent = [entry[2] for entry in tracks[number]]
+        mean = {task: torch.stack([each[task] for each in recent]).mean(0) for task in logits}
+        numbered.append((detection, mean, number))
+    return numbered
+
+
+def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """The intersection of two boxes over their union."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0, width) * max(0, height)
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (a, b)]
+    return both / (sum(areas) - both)
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------
 
-class FacePrediction(NamedTuple):
-    """A face in a picture; what the network was not trained for is None."""
-    box: tuple[int, int, int, int] | None = None        # left, top, right, bottom, in the picture's pixels
-    confidence: float | None = None                     # 0..1, of the detector
-    age: float | None = None                            # years
-    age_low: int | None = None                          # years, first and last of the interval
-    age_high: int | None = None
-    gender: str | None = None
-    gender_probability: float | None = None
-    emotion: str | None = None
-    emotion_probability: float | None = None
-    probabilities: dict[str, dict[str, float]] = {}     # task -> class -> probability
+# A face in a picture. number: the face's in a video; box: left, top, right, bottom, in the picture's pixels; confidence: 0..1, the detector's;
+# age and its interval: years; each task's class and its probability; probabilities: task -> class -> 0..1.
+# What is not known is None.
+FACE_FIELDS = ["number", "box", "confidence", "age", "age_low", "age_high", "probabilities",
+               *(name for task in CLASS_NAMES for name in (task, f"{task}_probability"))]
+FacePrediction = namedtuple("FacePrediction", FACE_FIELDS, defaults=[None] * len(FACE_FIELDS))
 
 
 class Predictor:
@@ -697,19 +783,19 @@ class Predictor:
             datasets.detector()                     # a missing one is an error now
 
     def __call__(self, picture) -> list[FacePrediction]:
-        return self.predict(self.find(picture))
+        return [self.describe(*face) for face in self.logits(self.find(picture))]
 
-    def introduce(self, drawn: bool = False) -> None:
+    def introduce(self, drawn: bool = False, file=None) -> None:
         """Print what the checkpoint is; `drawn`, whether the faces that it will see are drawn."""
         about = f"{self.file}: {self.size} px; trained for {', '.join(self.content['tasks'])}"
         if "epoch" in self.content:
             about += f"; epoch {self.content['epoch']}"
         if self.tta:
             about += "; mean of image and mirror image (--tta)"
-        print(about)
+        print(about, file=file)
         if self.content["drawn"] and not drawn:
             print("trained on drawn faces: its predictions for photos mean nothing; "
-                  "--checkpoint names another")
+                  "--checkpoint names another", file=file)
 
     def trained_for(self, tasks: Collection[str]) -> list[str]:
         """Those of `tasks` that the network was trained for. Raises DataError without any."""
@@ -726,6 +812,7 @@ class Predictor:
             side = datasets.LARGE_SIDE if self.detect else self.size
             image, scale = open_scaled(Path(picture), side)
         else:
+            picture = picture.pixels if isinstance(picture, Frame) else picture
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
             image = image.convert("RGB")
         if not self.detect:
@@ -738,8 +825,8 @@ class Predictor:
         return result
 
     @torch.inference_mode()
-    def predict(self, found: list[tuple[Detection | None, np.ndarray]]) -> list[FacePrediction]:
-        """Predict the faces that `find` found, in batches."""
+    def logits(self, found: list[tuple[Detection | None, np.ndarray]]) -> list[tuple]:
+        """Of the faces that `find` found each detection and its logits, (1, classes) by task; in batches."""
         faces = []
         for start in range(0, len(found), BATCH):
             detections, squares = zip(*found[start:start + BATCH])
@@ -747,12 +834,13 @@ class Predictor:
             outputs = forward(self.network, images, self.size, self.content["tasks"], self.tta)
             logits = [outputs[task].cpu().split(1) for task in outputs]
             for detection, *of_face in zip(detections, *logits):
-                faces.append(self.describe(detection, dict(zip(outputs, of_face))))
+                faces.append((detection, dict(zip(outputs, of_face))))
         return faces
 
-    def describe(self, face: Detection | None, outputs: dict[str, Tensor]) -> FacePrediction:
+    def describe(self, face: Detection | None, outputs: dict[str, Tensor],
+                 number: int | None = None) -> FacePrediction:
         """One face's prediction, of its logits (1, classes) by task."""
-        values = {"probabilities": {}}
+        values = {"number": number, "probabilities": {}}
         if face:
             values |= {"box": face.box, "confidence": float(face.confidence)}
         for task, logits in outputs.items():
@@ -767,21 +855,24 @@ class Predictor:
                 values[f"{task}_probability"] = max(classes.values())
         return FacePrediction(**values)
 
-    def predict_files(self, files: Iterable[Path]) -> Iterator[tuple[Path, list[FacePrediction], str]]:
-        """Each file, its faces and, where it can't be read, why. The files are read on all cores."""
-        def attempt(file: Path) -> tuple[list, str]:
+    def process(self, pictures: Iterable, chunk: int = BATCH) -> Iterator[tuple]:
+        """Each picture, its faces as `logits` gives them and, where it can't be read, why.
+
+        The pictures of a chunk are read and searched on all cores.
+        """
+        def attempt(picture) -> tuple[list, str]:
             try:
-                return self.find(file), ""
+                return self.find(picture), ""
             except Exception as error:                  # Pillow raises anything on a broken file
                 reason = one_line(error)[:200] or type(error).__name__
                 return [], f"not a readable picture ({reason})"
-        files = iter(files)
+        pictures = iter(pictures)
         with ThreadPool(datasets.cores()) as pool:
-            while chunk := list(itertools.islice(files, BATCH)):
-                answers = pool.map(attempt, chunk, 1)
-                faces = iter(self.predict([face for found, _ in answers for face in found]))
-                for file, (found, error) in zip(chunk, answers):
-                    yield file, list(itertools.islice(faces, len(found))), error
+            while taken := list(itertools.islice(pictures, chunk)):
+                answers = pool.map(attempt, taken, 1)
+                faces = iter(self.logits([face for found, _ in answers for face in found]))
+                for picture, (found, error) in zip(taken, answers):
+                    yield picture, list(itertools.islice(faces, len(found))), error
 
 
 def open_scaled(file: Path, side: int) -> tuple[Image.Image, float]:
@@ -791,33 +882,44 @@ def open_scaled(file: Path, side: int) -> tuple[Image.Image, float]:
         return image, max(original.size) / max(image.size)
 
 
-def predict_pictures(pictures: list[str], checkpoint: Path = SHIPPED, device: str | None = None,
-                     detect: bool = False, tta: bool = False, csv: Path | None = None,
-                     out: Path | None = None) -> int:
+def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, checkpoint: Path = SHIPPED,
+                     device: str | None = None, detect: bool = False, tta: bool = False,
+                     json: bool = False, csv: Path | None = None, out: Path | None = None) -> int:
     """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status.
     """
     predictor = Predictor(checkpoint, device, detect, tta)
-    predictor.introduce()
+    predictor.introduce(file=sys.stderr)
     if not detect:
-        print("the middle square of each picture is taken as the face; --detect finds the faces in a photo")
+        print("the middle square of each picture is taken as the face; "
+              "--detect finds the faces in a photo", file=sys.stderr)
     elif not predictor.content["detected"]:
-        print("trained on the data sets' crops, which --detect matches only nearly")
-    rows, count, unreadable = [], 0, 0
+        print("trained on the data sets' crops, which --detect matches only nearly", file=sys.stderr)
+    source = read_video(int(camera)) if camera else with_frames(picture_files(pictures, out))
+    rows, tracks, videos, count, unreadable = [], {}, {}, 0, 0
     try:
-        for file, faces, error in predictor.predict_files(picture_files(pictures, out)):
+        for picture, found, error in predictor.process(source, 1 if camera else BATCH):
             count += 1
-            rows += [{"image": file} | cells(face) for face in faces] or [{"image": file}]
+            if isinstance(picture, Frame):
+                found = follow(tracks, picture, found)
+            faces = [predictor.describe(*face) for face in found]
+            of_picture = [row_of(picture, face) for face in faces] or [row_of(picture)]
+            rows += of_picture
             if error:
                 unreadable += 1
-                print(f"{file}: {error}", file=sys.stderr)
+                print(f"{picture}: {error}", file=sys.stderr)
                 continue
-            show_faces(file, faces)
+            if json:
+                print(*map(dumps, of_picture), sep="\n", flush=True)
+            else:
+                show_faces(picture, faces)
             if out:
-                save_annotated(file, faces, out / f"{count:05}_{file.name[-120:]}.png")
+                write_annotated(out, count, picture, faces, videos)
     finally:                                            # when interrupted, what there is
         if csv and rows:
             header = dict.fromkeys(name for row in rows for name in row)
             datasets.write_csv(csv, header, ([row.get(name) for name in header] for row in rows))
+        for video in videos.values():
+            video.release()
     if not count:
         raise DataError(f"no pictures ({', '.join(datasets.IMAGE_FILES)}) in {', '.join(pictures)}")
     if unreadable:
@@ -825,17 +927,18 @@ def predict_pictures(pictures: list[str], checkpoint: Path = SHIPPED, device: st
     return min(unreadable, 1)
 
 
-def show_faces(file: Path, faces: list[FacePrediction]) -> None:
+def show_faces(picture: Path | Frame, faces: list[FacePrediction]) -> None:
     """Print a line for each face in a picture."""
     if not faces:
-        print(f"{file}: no face found")
+        print(f"{picture}: no face found")
     for face in faces:
+        number = f" face {face.number}" if face.number else ""
         place = " at {},{}-{},{}".format(*face.box) if face.box else ""
-        print(f"{file}{place}: {in_words(face)}", flush=True)
+        print(f"{picture}{number}{place}: {in_words(face)}", flush=True)
 
 
-# pictures that can't be read here; found in a folder, they are named
-OTHER_PICTURES = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
+# videos, and pictures that can't be read here, which are named; folders are searched for both
+OTHER_FILES = (*VIDEO_FILES, ".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
 
 
 def picture_files(names: Iterable[str], out: Path | None) -> Iterator[Path]:
@@ -845,7 +948,7 @@ def picture_files(names: Iterable[str], out: Path | None) -> Iterator[Path]:
             yield from picture_files(names_on_stdin(), out)
         elif os.path.isdir(name):
             for file in datasets.files_below(Path(name), out):
-                if file.suffix.lower() in OTHER_PICTURES or datasets.is_picture(file):
+                if file.suffix.lower() in OTHER_FILES or datasets.is_picture(file):
                     yield file
         else:
             yield Path(name)
@@ -870,33 +973,58 @@ def in_words(face: FacePrediction) -> str:
     return ", ".join(words)
 
 
-def cells(face: FacePrediction) -> dict[str, object]:
-    """A face's columns in a table: age in tenths of years, other fractions in thousandths."""
-    row = dict(zip(("left", "top", "right", "bottom"), face.box or ()))
-    row |= {name: value for name, value in face._asdict().items() if value is not None}
-    del row["probabilities"]
-    row.pop("box", None)
-    row |= face.probabilities.get("emotion", {})
-    digits = {"age": 1}
-    return {name: f"{value:.{digits.get(name, 3)}f}" if isinstance(value, float) else value
-            for name, value in row.items()}
+def row_of(picture: Path | Frame, face: FacePrediction | None = None) -> dict[str, object]:
+    """A face's row in the spreadsheet and in JSON; without a face the picture's name alone."""
+    row = {"image": str(picture)}
+    if isinstance(picture, Frame):
+        row = {"image": str(picture.file), "time": picture.time}
+    if face:
+        row |= dict(zip(("left", "top", "right", "bottom"), face.box or ()))
+        row |= face._asdict()
+        for classes in face.probabilities.values():
+            row |= classes
+    return {name: round(value, 1 if name == "age" else 3) if isinstance(value, float) else value
+            for name, value in row.items() if value is not None and name not in ("box", "probabilities")}
 
 
 DARK, YELLOW = (20, 20, 20), (255, 220, 0)
 
 
-def save_annotated(file: Path, faces: list[FacePrediction], target: Path) -> None:
-    """Write the picture in `file` with its faces' boxes and, below each, what is predicted."""
-    image, scale = open_scaled(file, datasets.LARGE_SIDE)
+def write_annotated(folder: Path, count: int, picture: Path | Frame, faces: list[FacePrediction],
+                    videos: dict[Path, object]) -> None:
+    """Write a picture, or a video's next frame, with its faces' boxes and what is predicted.
+
+    `videos`: those that are being written, by the videos that they are of.
+    """
+    if isinstance(picture, Frame):
+        cv2 = sys.modules["cv2"]
+        height, width, _ = picture.pixels.shape
+        if picture.file not in videos:
+            name = folder / f"{count:05}_{picture.file.stem[-60:]}.mp4"
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            videos[picture.file] = cv2.VideoWriter(str(name), code, picture.rate, (width, height))
+        image = annotate(Image.fromarray(picture.pixels), faces).crop((0, 0, width, height))
+        videos[picture.file].write(np.asarray(image)[..., ::-1])
+        return
+    image, scale = open_scaled(picture, datasets.LARGE_SIDE)
     enlarged = max(1, math.ceil(320 / max(image.size)))         # until text on it can be read
     image = image.resize((image.width * enlarged, image.height * enlarged))
+    with datasets.whole_file(folder / f"{count:05}_{picture.name[-60:]}.png") as output:
+        annotate(image, faces, enlarged / scale).save(output, "PNG")
+
+
+def annotate(image: Image.Image, faces: list[FacePrediction], scale: float = 1) -> Image.Image:
+    """A picture with its faces' boxes, whose pixels are multiplied by `scale`, and texts below them.
+
+    It grows to the right and below where a text leaves it.
+    """
     size = max(12, min(image.size) // 24)
     font = ImageFont.load_default(size)
     for face in faces:
         text = in_words(face).replace(", ", "\n")
         left, top = 0, image.height
         if face.box:
-            box = [round(side * enlarged / scale) for side in face.box]
+            box = [round(side * scale) for side in face.box]
             ImageDraw.Draw(image).rectangle(box, outline=YELLOW, width=max(2, size // 8))
             left, _, _, top = box
         *_, right, bottom = ImageDraw.Draw(image).multiline_textbbox((left, top), text, font)
@@ -906,8 +1034,7 @@ def save_annotated(file: Path, faces: list[FacePrediction], target: Path) -> Non
         draw = ImageDraw.Draw(image)
         draw.rectangle((left, top, right, bottom), DARK)
         draw.multiline_text((left, top), text, YELLOW, font)
-    with datasets.whole_file(target) as output:
-        image.save(output, "PNG")
+    return image
 
 
 # ---- plots ------------------------------------------------------------------------------------------------
@@ -990,8 +1117,9 @@ def make_parser() -> datasets.Parser:
     parser = datasets.Parser(__doc__)
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("pictures", nargs="*", default=[], metavar="PICTURE",
-                      help="image files and folders of them; - reads names from stdin")
+                      help="images, videos and folders of them; - reads names from stdin")
     work.add_argument("--split", choices=datasets.DATASETS, help="the data set to evaluate on")
+    work.add_argument("--camera", metavar="N", help="predict the faces that the camera of this number sees")
     work.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
     work.add_argument("--export", type=output_file, metavar="FILE.pth",
                       help="write the checkpoint's weights in half precision")
@@ -1005,6 +1133,7 @@ def make_parser() -> datasets.Parser:
         help="evaluate these predictions; several are compared to the first")
     add("--save-predictions", type=output_file, metavar="FILE.csv",
         help="write the predictions for the data set")
+    add("--json", action="store_true", help="print a JSON object for each face instead of a sentence")
     add("--csv", type=output_file, metavar="FILE.csv", help="write what is predicted for the pictures")
     add("--out", type=Path, metavar="DIR", help="write each picture there with its predictions drawn on it")
     add("--plot", type=output_file, metavar="FILE.png",
@@ -1024,7 +1153,7 @@ def output_file(name: str) -> Path:
 
 # what does the work of an option; its parameters are the options that go with it
 WORKS = {"predictions": evaluate_predictions, "split": evaluate_network, "logs": show_logs,
-         "export": write_export, "pictures": predict_pictures}
+         "export": write_export, "camera": predict_pictures, "pictures": predict_pictures}
 
 
 def main() -> int | None:

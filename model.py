@@ -300,7 +300,7 @@ def read_checkpoint(file: Path) -> dict:
         if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
             raise zipfile.BadZipFile("a checksum is wrong")     # torch checks none
         with torch.serialization.safe_globals(NUMPY):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:              # torch raises anything on another file
         refused = re.findall(r"GLOBAL [\w.]+", str(error))
         reason = ", ".join(refused) or one_line(error)[:200]

@@ -385,14 +385,14 @@ def load_faces(args: Namespace, world: int, parts: list[Part]) -> Faces:
 
 def join_processes(name: str | None, world: int) -> torch.device:
     """This process's device; torchrun's processes have a GPU each, where there are GPUs."""
+    if world > 1 and name in (None, "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = models.pick_device(name)
-    if world == 1:
-        return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    backend = {"cuda": "nccl"}.get(device.type, "gloo")
-    dist.init_process_group(backend, timeout=LONGEST_DECODING)
+    if world > 1:
+        backend = {"cuda": "nccl"}.get(device.type, "gloo")
+        dist.init_process_group(backend, timeout=LONGEST_DECODING)
     return device
 
 

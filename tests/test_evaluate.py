@@ -451,12 +451,12 @@ def test_pictures(trained, work, tmp_path):
                "--checkpoint", the_best(work)[0], cwd=work)
     expected = r"[ab]\.(jpg|png): age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %"
     assert len(re.findall(expected, done.stdout)) == 2
-    assert "the middle square of each picture is taken as the face" in done.stdout
-    assert "trained on drawn faces" in done.stdout
+    assert "the middle square of each picture is taken as the face" in done.stderr
+    assert "trained on drawn faces" in done.stderr
     rows = read_table(tmp_path / "p.csv")
     assert [row["image"] for row in rows] == [f"{tmp_path}/faces/a.jpg", f"{tmp_path}/faces/deeper/b.png"]
     assert ",".join(rows[0]) == ("image,age,age_low,age_high,gender,gender_probability,emotion,"
-                                 "emotion_probability," + ",".join(EMOTIONS))
+                                 "emotion_probability,female,male," + ",".join(EMOTIONS))
 
 
 @pytest.mark.parametrize("encode", [
@@ -560,7 +560,7 @@ def test_exported_weights_evaluate_alike_and_hold_nothing_else(trained, work, tm
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "own.pth")
     done = run("evaluate.py", tmp_path / "a.jpg", "--checkpoint", tmp_path / "own.pth", cwd=work)
-    assert "a.jpg: age" in done.stdout and "drawn faces" in done.stdout
+    assert "a.jpg: age" in done.stdout and "drawn faces" in done.stderr
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work, status=2)
     assert "own.pth: is there already" in done.stderr
     line = models.load_weights(models.FaceAttributeNet(), tmp_path / "own.pth")
@@ -575,6 +575,20 @@ def test_weights_that_half_precision_cannot_hold_are_not_written(trained, work, 
                status=2)
     assert "conv1.weight holds values" in done.stderr
     assert not (tmp_path / "e.pth").exists()
+
+
+def test_onnx_gives_the_same_logits(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    run("evaluate.py", "--export", "e.onnx", cwd=tmp_path)
+    network, content = models.open_checkpoint(evaluate.SHIPPED)
+    images = torch.randint(256, (3, 96, 96, 3), dtype=torch.uint8)
+    session = runtime.InferenceSession(tmp_path / "e.onnx")
+    outputs = session.run(content["tasks"], {"images": images.permute(0, 3, 1, 2).float().numpy()})
+    with torch.inference_mode():
+        expected = evaluate.forward(network, images, 96, content["tasks"], False)
+    for logits, ours in zip(outputs, expected.values()):
+        np.testing.assert_allclose(logits, ours, atol=1e-4)
 
 
 def test_shipped_weights(tmp_path):

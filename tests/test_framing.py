@@ -1,10 +1,12 @@
 """Framing: faces found and aligned, the same in training, evaluation and use."""
 import csv
 import itertools
+import json
 import math
 import sys
 import types
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -147,7 +149,7 @@ def test_pictures_come_in_order_with_their_boxes_and_all_are_in_the_spreadsheet(
     *_, emotions = datasets.CLASS_NAMES.values()
     assert tuple(rows[0])[-7:] == emotions and len(rows) == 70 + 46 + 1
     assert rows[-1]["image"] == "faces/070.png" and rows[-1]["age"] == rows[0]["age"] == ""
-    assert (rows[1]["left"], rows[1]["confidence"]) == ("2", "0.990")
+    assert (rows[1]["left"], rows[1]["confidence"]) == ("2", "0.99")
     assert float(rows[1]["age_low"]) <= float(rows[1]["age"]) <= float(rows[1]["age_high"])
     assert sum(float(rows[1][name]) for name in emotions) == pytest.approx(1, abs=0.005)
 
@@ -180,3 +182,55 @@ def test_the_detector_finds_a_photos_faces_tilted_and_large_and_none_in_noise(tm
     assert np.abs(again.landmarks / 128 - LANDMARKS).max() < 0.06
     assert len(datasets.find_faces(face.resize((2100, 1500)))) == 1
     assert datasets.find_faces(Image.open(picture(tmp_path / "noise.png", 0, (320, 240)))) == []
+
+
+# ---- videos
+
+def frames(count):
+    """Frames in which one face moves to the right, and from the fifth on there is another."""
+    portrait = datasets.open_picture(ROOT / "checkpoints/portrait.jpg")
+    for i in range(count):
+        frame = Image.new("RGB", (640, 360), (120, 130, 140))
+        frame.paste(portrait, (10 * i, 20))
+        if i >= 5:
+            frame.paste(portrait.resize((240, 240)), (400, 80))
+        yield np.asarray(frame)[..., ::-1].copy()
+
+
+def write_video(file):
+    video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 5, (640, 360))
+    for frame in frames(10):
+        video.write(frame)
+    video.release()
+
+
+def test_a_face_keeps_its_number_in_a_video_which_comes_out_annotated(tmp_path):
+    write_video(tmp_path / "clips.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    done = run("evaluate.py", "clips.mp4", "broken.mp4", "--detect", "--csv", "p.csv", "--out", "out",
+               cwd=tmp_path, status=1)
+    assert "clips.mp4 1.00 s face 2 at " in done.stdout and "broken.mp4: not a readable" in done.stderr
+    *rows, broken = csv.DictReader((tmp_path / "p.csv").open())
+    assert [row["number"] for row in rows] == ["1"] * 5 + ["1", "2"] * 5
+    assert [float(row["time"]) for row in rows[:4]] == [0, 0.2, 0.4, 0.6] and broken["time"] == ""
+    annotated = evaluate.read_video(tmp_path / "out/00001_clips.mp4")
+    assert [frame.pixels.shape for frame in annotated] == [(360, 640, 3)] * 10
+
+
+def test_a_camera_is_answered_frame_by_frame_in_json(tmp_path, monkeypatch):
+    camera = types.SimpleNamespace(get=lambda key: 0)
+    left = frames(3)
+    camera.read = lambda: (True, frame) if (frame := next(left, None)) is not None else (False, None)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 0 else None)
+    done = run("evaluate.py", "--camera", "0", "--detect", "--json", cwd=tmp_path)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["image"], row["number"], row["gender"]) for row in rows] == [("camera 0", 1, "female")] * 3
+
+
+def test_predictions_are_averaged_over_a_second():
+    def found(age):
+        return [(Detection((0, 0, 9, 9), LANDMARKS, 1.0), {"age": torch.full((1, 101), age)})]
+    tracks = {}
+    for time, age, mean in (0, 1.0, 1), (0.5, 2.0, 1.5), (1, 6.0, 3), (1.5, 1.0, 3), (9, 5.0, 5):
+        (_, logits, number), = evaluate.follow(tracks, evaluate.Frame(None, time, 2, None), found(age))
+        assert logits["age"][0, 0] == pytest.approx(mean) and number == (2 if time == 9 else 1)
