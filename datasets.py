@@ -723,7 +723,6 @@ LANDMARKS = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.
 # their landmarks to these places
 FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
 FER2013_SIDE = 64                       # pixels of the aligned picture, before it is resized
-LARGE_SIDE = 2000                       # pixels; a JPEG whose sides are all over twice that is shrunk
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
 LARGE_FACE = 64                         # pixels; a smaller one is left to the second search, if there is one
@@ -923,15 +922,13 @@ def crop_face(part: Part, face: Face, size: int, detect: bool) -> tuple[np.ndarr
     """The square of a face, (size, size, 3) uint8, and what became of its picture."""
     if part.source.grey:
         if face.pixels:
-            pixels = np.array(face.pixels.split(), np.float32).reshape(48, 48)
-            if not ((pixels >= 0) & (pixels <= 255)).all():
-                raise ValueError("a pixel out of range")
-            image = Image.fromarray(pixels.astype(np.uint8))
+            pixels = bytes(map(int, face.pixels.split()))   # which are 0..255
+            image = Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(48, 48))
         else:
             image = Image.fromarray(center_crop(open_picture(part.folder / face.file), 48))
         image = image.convert("L").convert("RGB")
         return (align_fer2013 if detect else center_crop)(image, size), DECODED
-    image = open_picture(part.folder / face.file, LARGE_SIDE if detect else size)
+    image = open_picture(part.folder / face.file, None if detect else size)
     found = find_faces(image) if detect else []
     if found:
         return align(image, main_face(found, image.size).landmarks, size), DECODED
@@ -944,16 +941,12 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> None:
     Where another process was first, its folder stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
-    try:
-        build(temporary)
-        temporary.chmod(0o755)                              # mkdtemp's is for this user alone
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as temporary:
+        folder = Path(temporary, target.name)
+        folder.mkdir()
+        build(folder)
         with contextlib.suppress(OSError):
-            temporary.rename(target)
-        if not target.is_dir():
-            raise DataError(f"{target}: can't be made")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            folder.rename(target)
 
 
 @contextlib.contextmanager
@@ -966,8 +959,6 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
     try:
         with open(partial, "wb") as output:
             yield output
-            output.flush()
-            os.fsync(output.fileno())
         partial.replace(target)
     except OSError as error:
         raise DataError(f"{file}: can't be written ({error.strerror or error})") from None

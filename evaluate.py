@@ -29,7 +29,6 @@ from datasets import CLASS_NAMES, MAX_AGE, TASKS, DataError, Detection, Faces, P
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
@@ -55,28 +54,17 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(network: models.FaceAttributeNet, faces: Faces, size: int, tasks: Collection[str],
-            device: torch.device, tta: bool = False, rank: int = 0, world: int = 1,
-            grey: bool = False) -> Predictions:
-    """Predict every face, with `grey` without its colors.
-
-    Process `rank` of `world` takes its share of the batches, and all get all results.
-    """
+            device: torch.device, tta: bool = False, grey: bool = False) -> Predictions:
+    """Predict every face, with `grey` without its colors."""
     training = network.training
     network.eval()
-    logits = {task: torch.zeros(len(faces), models.NUM_CLASSES[task], device=device) for task in tasks}
     # a batch never spans two parts, so that it is the same whichever parts are evaluated together
     parts = [np.flatnonzero(faces["part"] == part) for part in range(len(faces.parts))]
     batches = [rows[i:i + BATCH] for rows in parts for i in range(0, len(rows), BATCH)]
-    mine = batches[rank::world]
-    for rows in datasets.progress(mine, len(mine), "evaluating", BATCH):
-        outputs = forward(network, faces.gather(rows, device), size, tasks, tta, grey)
-        for task, output in outputs.items():
-            logits[task][rows[0]:rows[-1] + 1] = output
+    outputs = [forward(network, faces.gather(rows, device), size, tasks, tta, grey)
+               for rows in datasets.progress(batches, len(batches), "evaluating", BATCH)]
     network.train(training)
-    if world > 1:
-        for task in tasks:
-            dist.all_reduce(logits[task])
-    logits = {task: values.cpu() for task, values in logits.items()}
+    logits = {task: torch.cat([output[task] for output in outputs]).cpu() for task in tasks}
     values = {task: of_task.argmax(1).numpy() for task, of_task in logits.items()}
     if "age" in logits:
         values["age"] = models.expected_age(logits["age"]).double().numpy()
@@ -108,10 +96,10 @@ FIGURES = {
     "age_in_range": "age in range (%)",
     **{f"{task}_acc": f"{task} acc (%)" for task in CLASS_NAMES},
 }
-# percent: the errors of the original recipe's run of all three tasks; of any other task, half
-SEED_MAE = 12.23                        # years
-SEED_ERRORS = {"gender": 100 - 86.63, "emotion": 100 - 52.91}
-OTHER_ERROR = 50
+# the original recipe's errors in its run of all three tasks
+ORIGINAL_MAE = 12.23                    # years
+ORIGINAL_ERRORS = {"gender": 100 - 86.63, "emotion": 100 - 52.91}       # percent
+OTHER_ERROR = 50                        # percent, for a task that it had not
 
 
 def per_face(faces: Faces, predictions: Predictions) -> dict[str, np.ndarray]:
@@ -152,11 +140,6 @@ def age_figures(faces: Faces, guess: np.ndarray) -> dict[str, np.ndarray]:
             "age_in_range": np.where(ranged, in_range, math.nan)}
 
 
-def score(faces: Faces, predictions: Predictions) -> dict[str, float]:
-    """Metrics: the means of `per_face`, over the faces of known label."""
-    return means(per_face(faces, predictions))
-
-
 def means(figures: dict[str, np.ndarray]) -> dict[str, float]:
     """The mean of each figure of `per_face`."""
     return {name: float(np.nanmean(values)) for name, values in figures.items()}
@@ -167,17 +150,17 @@ def mean_error(metrics: dict[str, float]) -> float:
 
     Infinite where a metric is no number, or there is none.
     """
-    errors = [metrics["age_mae"] / SEED_MAE] if "age_mae" in metrics else []
-    errors += [(100 - metrics[f"{task}_acc"]) / SEED_ERRORS.get(task, OTHER_ERROR)
+    errors = [metrics["age_mae"] / ORIGINAL_MAE] if "age_mae" in metrics else []
+    errors += [(100 - metrics[f"{task}_acc"]) / ORIGINAL_ERRORS.get(task, OTHER_ERROR)
                for task in CLASS_NAMES if f"{task}_acc" in metrics]
     return float(np.nan_to_num(np.mean(errors), nan=math.inf, posinf=math.inf))
 
 
-def errors_by_decade(faces: Faces, errors: np.ndarray) -> dict[str, np.ndarray]:
-    """Of the errors of all faces (n,) in years those of each decade of true ages, such as "20-29"."""
-    decades = faces["age"] // 10
-    numbers = np.unique(decades[faces.known("age")]).astype(int)
-    return {f"{10 * number}-{10 * number + 9}": errors[decades == number] for number in numbers}
+def decades(faces: Faces) -> dict[str, np.ndarray]:
+    """Which faces are of each decade of true ages, such as "aged 20-29": (n,) bool."""
+    numbers = faces["age"] // 10
+    return {f"aged {10 * number:.0f}-{10 * number + 9:.0f}": numbers == number
+            for number in np.unique(numbers[faces.known("age")])}
 
 
 def confusion_matrix(task: str, faces: Faces, predictions: Predictions) -> np.ndarray:
@@ -307,17 +290,15 @@ def as_text(mean: float, low: float, high: float, sign: str = "") -> list[str]:
 def figure_table(corner: str, rows: dict[str, dict[str, np.ndarray]]) -> str:
     """The means of values (n,), NaN unknown, with their intervals: row -> column -> values.
 
-    Titles that end with (%) are of percentages, columns that end with "difference" are signed.
+    Columns named (%) are of percentages; those that end with "difference" are signed.
     """
-    lines, columns = [], next(iter(rows.values()))
-    for title, row in rows.items():
-        lines.append([title])
+    columns = next(iter(rows.values()))
+    lines = [[title] for title in rows]
+    for line, row in zip(lines, rows.values()):
         for column, values in row.items():
-            percent = title.endswith("(%)") or column.endswith("(%)")
             sign = "+" if column.endswith("difference") else ""
-            lines[-1] += with_interval(values[~np.isnan(values)], percent, sign)
-    header = [name for column in columns for name in (column, "95 %", "faces")]
-    return table([corner, *header], lines)
+            line += with_interval(values[~np.isnan(values)], "(%)" in column, sign)
+    return table([corner, *(name for column in columns for name in (column, "95 %", "faces"))], lines)
 
 
 def with_interval(values: np.ndarray, percent: bool, sign: str = "") -> list[str]:
@@ -334,28 +315,21 @@ REPORTED = {"age_mae": "age mae", "chalearn_error": "chalearn error", "age_in_ra
 def report(faces: Faces, predictions: Predictions, seen: np.ndarray | None = None) -> str:
     """All figures as text: in full precision under the logs' names, then in tables with intervals.
 
-    The tables are by decade, by class, over all faces and those not `seen` (n,) bool in training, by group.
+    The tables are by true class; and over all faces, those not `seen` (n,) bool in training, and by age and
+    group.
     """
     figures = per_face(faces, predictions)
     lines = [f"{REPORTED.get(name, name)}: {value}" for name, value in means(figures).items()]
     if "age_in_range" in figures:
         lines.append("(these labels are ranges of ages: the age mae is the distance to the range's middle)")
-    if "age_mae" in figures:
-        decades = errors_by_decade(faces, figures["age_mae"])
-        rows = {decade: {"MAE (years)": errors} for decade, errors in decades.items()}
-        lines += ["", figure_table("age", rows)]
     for task in CLASS_NAMES:
         if f"{task}_acc" in figures:
             lines += ["", confusion_table(task, confusion_matrix(task, faces, predictions))]
+    rows = {"all": np.full(len(faces), True)} | ({} if seen is None else {"unseen": ~seen}) | decades(faces)
+    rows |= {group: faces["group"] == group for group in sorted(set(faces["group"]) - {""})}
     shown = {title: figures[name] for name, title in FIGURES.items() if name in figures}
-    parts = {"all": np.full(len(faces), True)} | ({} if seen is None else {"unseen": ~seen})
-    lines += ["", figure_table("", {
-        title: {name: values[rows] for name, rows in parts.items()} for title, values in shown.items()})]
-    groups = {group: faces["group"] == group for group in sorted(set(faces["group"]) - {""})}
-    if groups:
-        lines += ["", figure_table("group", {
-            group: {title: values[rows] for title, values in shown.items()}
-            for group, rows in groups.items()})]
+    lines += ["", figure_table("faces", {
+        name: {title: values[chosen] for title, values in shown.items()} for name, chosen in rows.items()})]
     return "\n".join(lines)
 
 
@@ -454,43 +428,47 @@ def read_logs(folder: Path) -> dict[Path, Log]:
 # options of a run that its row tells
 REMARKS = {"teacher": "with teachers", "constant": "constant rate and size",
            "without-copies": "without copies", "drawn": "drawn sample"}
-SEED_ROWS = [       # the table of the document that this project implements
-    ["ResNet-18-Age-Gender-Emotion (seed)", "12.95", "84.15", "48.20", "1, 0.1, 1", "0.01"],
-    ["ResNet-18-Age-Gender-Emotion (seed)", "12.23", "86.63", "52.91", "1, 1, 1", "0.01"],
-    ["ResNet-18-Age (seed)", "12.30", "", "", "", ""],
-    ["ResNet-18-Gender (seed)", "", "88.12", "", "", ""],
-    ["ResNet-18-Emotion (seed)", "", "", "55.56", "", ""],
+# the table of the document that this project implements: figures, weights, rate
+ORIGINAL_ROWS = [
+    ({"age": 12.95, "gender": 84.15, "emotion": 48.20}, "1, 0.1, 1", "0.01"),
+    ({"age": 12.23, "gender": 86.63, "emotion": 52.91}, "1, 1, 1", "0.01"),
+    ({"age": 12.30}, "", ""),
+    ({"gender": 88.12}, "", ""),
+    ({"emotion": 55.56}, "", ""),
 ]
 
 
 def results_table(logs: Iterable[Log]) -> str:
-    """The seed's table, and a row for the best epoch of each log."""
+    """The original recipe's table, and a row for the best epoch of each log."""
     titles = [f"{task.capitalize()} Acc (%)" for task in CLASS_NAMES]
-    return table(["model", "Age MAE", *titles, "weight", "initial lr"],
-                 SEED_ROWS + [results_row(log) for log in logs])
+    rows = [results_row(figures, " (original)", *rest) for figures, *rest in ORIGINAL_ROWS]
+    rows += map(row_of_log, logs)
+    return table(["model", "Age MAE", *titles, "weight", "initial lr"], rows)
 
 
-def results_row(log: Log) -> list[str]:
+def results_row(figures: dict[str, float], remark: str, weights: str, rate: str) -> list[str]:
+    """A row of the results table, of figures by task."""
+    name = "-".join(["ResNet-18", *map(str.capitalize, figures)])
+    return [name + remark, *(f"{figures[task]:.2f}" if task in figures else "" for task in TASKS), weights, rate]
+
+
+def row_of_log(log: Log) -> list[str]:
     """A run's row in the results table: its best epoch, and on which data sets it was evaluated."""
     options, epochs = log.options, log.epochs
-    tasks = [task for task in TASKS if any(figures[METRICS[task]] for figures in epochs)]
-    errors = [mean_error({METRICS[task].removeprefix("val_"): figures[METRICS[task]] for task in tasks})
-              for figures in epochs]
-    best = epochs[int(np.argmin(errors))]
-    name = "-".join(["ResNet-18", *map(str.capitalize, tasks)])
-    used = [split for split in options.get("split", []) if set(tasks) & set(datasets.DATASETS.get(split, []))]
-    if used:
-        name += f" on {' '.join(used)}"
-    remarks = [remark for option, remark in REMARKS.items() if option in options]
+    tasks = [task for task in TASKS if any(figures.get(METRICS[task]) for figures in epochs)]
+    best = min(epochs, key=lambda figures: mean_error(
+        {METRICS[task].removeprefix("val_"): figures[METRICS[task]] for task in tasks}))
+    words = [word for option, word in REMARKS.items() if option in options]
     if options and "pretrained" not in options:
-        remarks.insert(0, "from scratch")
+        words.insert(0, "from scratch")
     if "rehearse" in options:
-        remarks.insert(0, f"rehearsing {' '.join(options['rehearse'])}")
-    if remarks:
-        name += f" ({', '.join(remarks)})"
-    figures = [f"{best[METRICS[task]]:.2f}" if task in tasks else "" for task in TASKS]
+        words.insert(0, f"rehearsing {' '.join(options['rehearse'])}")
+    used = [name for name in options.get("split", []) if set(tasks) & set(datasets.DATASETS.get(name, []))]
+    remark = f" on {' '.join(used)}" if used else ""
+    remark += f" ({', '.join(words)})" if words else ""
     rate = options.get("lr", [str(epochs[0]["lr"])])
-    return [name, *figures, ", ".join(options.get("weights", [])), *rate]
+    return results_row({task: best[METRICS[task]] for task in tasks}, remark,
+                       ", ".join(options.get("weights", [])), *rate)
 
 
 def show_logs(logs: Path, plot: Path | None = None) -> None:
@@ -511,7 +489,8 @@ def evaluate_network(split: str, data: str, cache: Path | None = None, subset: s
     root, cache = datasets.folders(data, cache)
     predictor = Predictor(chosen_checkpoint(checkpoint, checkpoints), device, detect=False, tta=tta)
     predictor.introduce(datasets.is_drawn(root))
-    content, tasks = predictor.content, predictor.trained_for(datasets.DATASETS[split])
+    content = predictor.content
+    tasks = [task for task in datasets.DATASETS[split] if task in content["tasks"]]
     parts, gaps = datasets.read(root, [split], subset, tasks)
     faces = datasets.load(parts, tasks, content["decoded_size"], cache, content["detected"])
     predictions = predict(predictor.network, faces, predictor.size, tasks, predictor.device, tta)
@@ -797,20 +776,10 @@ class Predictor:
             print("trained on drawn faces: its predictions for photos mean nothing; "
                   "--checkpoint names another", file=file)
 
-    def trained_for(self, tasks: Collection[str]) -> list[str]:
-        """Those of `tasks` that the network was trained for. Raises DataError without any."""
-        trained = [task for task in tasks if task in self.content["tasks"]]
-        if not trained:
-            raise DataError(f"{self.file}: trained for {', '.join(self.content['tasks'])}; the data set has "
-                            f"labels of {', '.join(tasks)}; --checkpoint names another")
-        return trained
-
     def find(self, picture) -> list[tuple[Detection | None, np.ndarray]]:
         """The faces in a picture and their squares, (size, size, 3) uint8."""
-        scale = 1
         if isinstance(picture, (str, os.PathLike)):
-            side = datasets.LARGE_SIDE if self.detect else self.size
-            image, scale = open_scaled(Path(picture), side)
+            image = datasets.open_picture(Path(picture), None if self.detect else self.size)
         else:
             picture = picture.pixels if isinstance(picture, Frame) else picture
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -820,8 +789,7 @@ class Predictor:
         result = []
         for face in datasets.find_faces(image):
             square = datasets.align(image, face.landmarks, self.size)
-            box = tuple(round(scale * side) for side in face.box)
-            result.append((face._replace(box=box), square))
+            result.append((face._replace(box=tuple(map(round, face.box))), square))
         return result
 
     @torch.inference_mode()
@@ -873,13 +841,6 @@ class Predictor:
                 faces = iter(self.logits([face for found, _ in answers for face in found]))
                 for picture, (found, error) in zip(taken, answers):
                     yield picture, list(itertools.islice(faces, len(found))), error
-
-
-def open_scaled(file: Path, side: int) -> tuple[Image.Image, float]:
-    """A picture as `datasets.open_picture` gives it, and the file's pixels in one of its pixels."""
-    image = datasets.open_picture(file, side)
-    with Image.open(file) as original:
-        return image, max(original.size) / max(image.size)
 
 
 def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, checkpoint: Path = SHIPPED,
@@ -1006,11 +967,11 @@ def write_annotated(folder: Path, count: int, picture: Path | Frame, faces: list
         image = annotate(Image.fromarray(picture.pixels), faces).crop((0, 0, width, height))
         videos[picture.file].write(np.asarray(image)[..., ::-1])
         return
-    image, scale = open_scaled(picture, datasets.LARGE_SIDE)
+    image = datasets.open_picture(picture)
     enlarged = max(1, math.ceil(320 / max(image.size)))         # until text on it can be read
     image = image.resize((image.width * enlarged, image.height * enlarged))
     with datasets.whole_file(folder / f"{count:05}_{picture.name[-60:]}.png") as output:
-        annotate(image, faces, enlarged / scale).save(output, "PNG")
+        annotate(image, faces, enlarged).save(output, "PNG")
 
 
 def annotate(image: Image.Image, faces: list[FacePrediction], scale: float = 1) -> Image.Image:
@@ -1068,9 +1029,10 @@ def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) ->
             scatter.plot([0, MAX_AGE], [0, MAX_AGE], color="black", linewidth=1)
             scatter.set(xlabel="true age (years)", ylabel="predicted age (years)", aspect="equal",
                         title=f"age: MAE {metrics['age_mae']:.2f} years")
-            decades = errors_by_decade(faces, figures["age_mae"])
-            drawn = bars.bar([*decades], [errors.mean() for errors in decades.values()])
-            bars.bar_label(drawn, [f"{len(errors):,}" for errors in decades.values()], fontsize=8)
+            errors = {name.removeprefix("aged "): figures["age_mae"][chosen]
+                      for name, chosen in decades(faces).items()}
+            drawn = bars.bar([*errors], [of_decade.mean() for of_decade in errors.values()])
+            bars.bar_label(drawn, [f"{len(of_decade):,}" for of_decade in errors.values()], fontsize=8)
             bars.set(xlabel="true age (years)", ylabel="MAE (years)",
                      title="age: MAE by decade, number of faces above")
         for ax, task in zip(axes[ages:], tasks):

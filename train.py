@@ -58,8 +58,8 @@ def train(run: "Run", trainer: "Trainer", valid: Faces) -> None:
     for epoch in range(run.epoch + 1, trainer.args.epochs + 1):
         run.epoch = epoch
         figures = trainer.train_epoch(epoch)
-        predictions = trainer.predict(trainer.model, valid, trainer.size, trainer.tasks)
-        metrics = evaluate.score(valid, predictions)
+        predictions = evaluate.predict(trainer.model, valid, trainer.size, trainer.tasks, trainer.device)
+        metrics = evaluate.means(evaluate.per_face(valid, predictions))
         figures |= {f"val_{name}": value for name, value in metrics.items()}
         figures |= {"epoch": epoch, "age_mae": metrics.get("age_mae", 0)}
         if not math.isfinite(sum(figures.values())):
@@ -169,11 +169,6 @@ class Trainer:
         fast = size > 16 and self.precision is not torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=fast)
 
-    def predict(self, network, faces: Faces, size: int, tasks: list[str], grey: bool = False):
-        """What a network predicts; each process takes its part of the batches."""
-        return evaluate.predict(network, faces, size, tasks, self.device,
-                                rank=self.rank, world=self.world, grey=grey)
-
     def content(self, epoch: int, metrics: dict, temperatures: dict[str, float]) -> dict:
         """A last.pth's content: the model, what using it needs, and what training on needs."""
         training = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
@@ -187,14 +182,11 @@ class Trainer:
     def load(self, content: dict, file: Path) -> None:
         """Restore the training of a last.pth. Raises CheckpointError where it does not fit."""
         models.load_state(self.model, content["model"], file)
-        saved = content["training"]
-        self.scaler.load_state_dict(saved["scaler"])
-        groups = (group["params"] for group in self.optimizer.param_groups)
-        for i, parameter in enumerate(itertools.chain(*groups)):
-            momentum = saved["optimizer"]["state"][i]["momentum_buffer"]
-            if momentum.shape != parameter.shape:
-                raise models.CheckpointError(f"{file}: its momentum {i} is of another network")
-            self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
+        self.scaler.load_state_dict(content["training"]["scaler"])
+        self.optimizer.load_state_dict(content["training"]["optimizer"])
+        for parameter, state in self.optimizer.state.items():
+            if state["momentum_buffer"].shape != parameter.shape:       # fused SGD would write outside of it
+                raise models.CheckpointError(f"{file}: its momentum is of another network")
 
 
 def rate_at(step: int, steps: int, args: Namespace) -> float:
@@ -259,7 +251,8 @@ def ask_teachers(trainer: Trainer, teachers: list) -> dict[str, torch.Tensor]:
         for task in tasks:
             grey = task not in COLORED
             with trainer.autocast(size):
-                predictions = trainer.predict(network, trainer.faces, size, [task], grey)
+                predictions = evaluate.predict(network, trainer.faces, size, [task], trainer.device,
+                                               grey=grey)
             targets[task].append(models.soft_targets(predictions.logits[task]))
     return {task: (sum(each) / len(each)).to(trainer.device) for task, each in targets.items()}
 
@@ -272,7 +265,6 @@ class Run:
     def __init__(self, rank: int = 0):
         self.rank, self.folder = rank, Path()
         self.epoch, self.best = 0, math.inf     # in progress; the least mean error so far
-        self.rows = {}                          # each part's number of faces
         self.about = {}                         # what checkpoints hold besides the trainer's content
 
     def begin(self, args: Namespace) -> None:
@@ -308,21 +300,18 @@ class Run:
             print(text, end="", file=self.lines, flush=True)
             print(text, end="", flush=True)
 
-    def log_faces(self, faces: Faces) -> dict[str, int]:
-        """Log how many faces each part has, and what is left out. Returns the numbers."""
-        rows = {}
+    def log_faces(self, faces: Faces) -> None:
+        """Log how many faces each part has, and what is left out."""
         for number, part in enumerate(faces.parts):
             table = replace(faces.keep(faces["part"] == number), parts=[part])
-            rows[part.name] = len(table)
             self.log(datasets.describe(table, part.name)[0], *datasets.left_out(table))
-        return rows
 
     def save(self, content: dict, error: float = math.inf) -> None:
         """Save last.pth; and best.pth, without the training, where `error` is the least so far."""
         better, self.best = error < self.best, min(error, self.best)
         if self.rank > 0:
             return
-        training = {**content.pop("training"), "best": self.best, "rows": self.rows}
+        training = {**content.pop("training"), "best": self.best}
         content |= self.about
         if better:
             models.save_checkpoint(content, self.folder / "best.pth")
@@ -394,16 +383,6 @@ def join_processes(name: str | None, world: int) -> torch.device:
         backend = {"cuda": "nccl"}.get(device.type, "gloo")
         dist.init_process_group(backend, timeout=LONGEST_DECODING)
     return device
-
-
-def check_alike(ours: dict, world: int) -> None:
-    """Raise DataError where another process has other values: their steps would not match."""
-    gathered = [ours] * world
-    if world > 1:
-        dist.all_gather_object(gathered, ours)
-    for name, value in ours.items():
-        if any(theirs[name] != value for theirs in gathered):
-            raise DataError(f"the processes differ in {name}; start all with the same command and data")
 
 
 # ---- the command line -------------------------------------------------------------------------------------
@@ -481,7 +460,7 @@ def read_settings(run: Run) -> tuple[Namespace, dict]:
     if "training" not in saved:
         raise DataError(f"{args.resume}: no training state; expected a run's last.pth")
     run.folder, run.epoch = args.resume.parent, saved["epoch"]
-    run.best, run.rows = saved["training"]["best"], saved["training"]["rows"]
+    run.best = saved["training"]["best"]
     parser.set_defaults(**saved["settings"])
     args = parser.parse_args()
     for name in saved["settings"].keys() - set(PLACES):
@@ -517,14 +496,8 @@ def prepare(run: Run) -> tuple[Trainer, Faces]:
         run.open_log(args.logs, "r+") if saved else run.begin(args)
     run.log(*settings_lines(trainer, settings), *notes)
     faces, valid = load_faces(args, world, train), load_faces(args, world, valid)
-    rows = run.log_faces(faces) | run.log_faces(valid)
-    alike = {**settings, **dict.fromkeys(PLACES)}
-    alike |= {"epoch": run.epoch, "faces": rows, "precision": trainer.precision}
-    check_alike(alike, world)
-    if run.rows not in ({}, rows):
-        raise DataError(f"{args.data}: its data changed since the run began, "
-                        f"from {run.rows} to {rows} faces")
-    run.rows = rows
+    run.log_faces(faces)
+    run.log_faces(valid)
     trainer.start(faces)
     trainer.targets = ask_teachers(trainer, teachers)
     if not saved:

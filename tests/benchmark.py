@@ -234,7 +234,7 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
         return datasets.center_crop(datasets.open_picture(file, args.image_size), args.image_size)
 
     def search(file: Path) -> list[datasets.Detection]:
-        return datasets.find_faces(datasets.open_picture(file, datasets.LARGE_SIDE))
+        return datasets.find_faces(datasets.open_picture(file))
     repeated = list(itertools.islice(itertools.cycle(crops), 6 * evaluate.BATCH))
     crops_alone = compared(repeated, False, decode, True)
     rows = rows_of("pictures", crops_alone, "decoding, then the bare forward pass")

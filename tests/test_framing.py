@@ -154,14 +154,6 @@ def test_pictures_come_in_order_with_their_boxes_and_all_are_in_the_spreadsheet(
     assert sum(float(rows[1][name]) for name in emotions) == pytest.approx(1, abs=0.005)
 
 
-def test_boxes_are_in_the_files_pixels(tmp_path, monkeypatch):
-    finder(monkeypatch, (100, 100, 300, 300))
-    monkeypatch.setattr(datasets, "LARGE_SIDE", 200)
-    Image.new("RGB", (1600, 1200), (255, 0, 0)).save(tmp_path / "large.jpg")        # comes at half its size
-    assert datasets.open_picture(tmp_path / "large.jpg", 200).size == (800, 600)
-    assert " at 200,200-600,600: " in run("evaluate.py", "large.jpg", "--detect", cwd=tmp_path).stdout
-
-
 def test_age_interval_is_the_central_part_of_the_distribution():
     logits = torch.full((2, 101), -50.0)
     logits[0, 20:30] = logits[1, 91:] = 0                   # ten years alike

@@ -282,7 +282,7 @@ def test_a_checkpoint_of_another_network_is_refused(changed, expected, tmp_path,
 
 def test_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     models.save_checkpoint({"epoch": 1}, tmp_path / "last.pth")
-    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(torch, "save", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(datasets.DataError, match="last.pth: can't be written .No space left"):
         models.save_checkpoint({"epoch": 2}, tmp_path / "last.pth")
     assert torch.load(tmp_path / "last.pth", weights_only=True) == {"epoch": 1}

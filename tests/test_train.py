@@ -151,9 +151,9 @@ def change(place, *keys_and_value):
 
 
 @pytest.mark.parametrize("keys, value, expected", [
-    (["training", "rows", "fer2013 train"], 1, "its data changed"), (["training"], None, "error: "),
-    (["model", "conv1.weight"], torch.zeros(3), "not of this network"), (["settings"], {}, "error: "),
-    (["training", "optimizer", "state", 3, "momentum_buffer"], torch.zeros(1), "momentum 3 ")])
+    (["training"], None, "error: "), (["model", "conv1.weight"], torch.zeros(3), "not of this network"),
+    (["settings"], {}, "error: "),
+    (["training", "optimizer", "state", 3, "momentum_buffer"], torch.zeros(1), "momentum is of")])
 def test_a_last_pth_of_odd_content_is_refused(keys, value, expected, trained, work, place):
     shutil.copytree(work / "logs", place / "logs")
     shutil.copytree(work / "checkpoints", place / "checkpoints")
@@ -368,7 +368,7 @@ def test_two_processes_train_as_one_and_validate_every_image_once(place):
     parts, _ = datasets.read(root, ["cvpr2016", "fer2013"], "valid", tasks)
     faces = datasets.load(parts, tasks, decoded, root / ".cache")
     predictions = evaluate.predict(model, faces, content["image_size"], tasks, torch.device("cpu"))
-    metrics = evaluate.score(faces, predictions)
+    metrics = evaluate.means(evaluate.per_face(faces, predictions))
     assert metrics["age_mae"] == pytest.approx(two["age_mae"], rel=1e-6)
     assert metrics["emotion_acc"] == two["val_emotion_acc"]
 
@@ -413,25 +413,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_last(place):
 
 
 def test_weights_that_the_last_step_broke_are_not_saved(place, monkeypatch):
-    monkeypatch.setattr(evaluate, "score", lambda *_: {"age_mae": 1.0, "age_loss": float("nan")})
+    monkeypatch.setattr(evaluate, "means", lambda _: {"age_mae": 1.0, "age_loss": float("nan")})
     done = run("train.py", *SMALL, "--weights", 1, 0, 0, "--epochs", 1, cwd=place, status=2)
     expected = "epoch 1: a loss is no number; last.pth is that of epoch 0"
     assert expected in done.stderr
     assert the_last(place)[1]["epoch"] == 0
-
-
-def test_hosts_that_differ_are_refused(place, monkeypatch):
-    """Two processes with different settings, as if somebody had started them on two hosts."""
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    processes = []
-    for rank, seed in ((0, 1), (1, 2)):
-        command = [sys.executable, ROOT / "train.py", *SMALL, "--seed", seed, "--device", "cpu"]
-        processes.append(subprocess.Popen(
-            list(map(str, command)), cwd=place, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": "0"}))
-    for process in processes:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 2 and "the processes differ in seed; " in errors, errors
 
 
 def test_ctrl_c_shows_how_to_resume(place):
