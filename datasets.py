@@ -120,7 +120,7 @@ class Faces:
         columns = {name: np.array(column, DTYPES[name])
                    for name, column in zip(Face._fields, values) if name in DTYPES}
         rows = np.arange(len(part.faces))
-        # `part.dropped` stays the part's, so that what is dropped later is counted, too
+        # `dropped` is shared with `part`, so that what is dropped later is counted there, too
         return cls([replace(part, faces=[])], columns | {"part": 0 * rows, "image": rows}, [])
 
     def __len__(self) -> int:
@@ -197,8 +197,10 @@ def pools(faces: Faces, samples: int | None = None) -> dict[tuple[int, ...], int
     pooled = []
     for task in TASKS:
         pool = set(np.unique(faces["part"][faces.known(task)]).tolist())
-        apart = [other for other in pooled if pool.isdisjoint(other)]
-        pooled = apart + [pool.union(*(other for other in pooled if other not in apart))]
+        for other in [other for other in pooled if not pool.isdisjoint(other)]:
+            pooled.remove(other)
+            pool |= other
+        pooled.append(pool)
     sizes = np.bincount(faces["part"][faces.labelled()], minlength=len(faces.parts))
     return {tuple(sorted(pool)): samples or min(int(sizes[list(pool)].sum()), EPOCH_IMAGES)
             for pool in pooled if pool}
@@ -637,7 +639,7 @@ Image.init()                            # registers Pillow's formats; of these n
 IMAGE_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"} & Image.OPEN.keys()
 IMAGE_FILES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 FIRST_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
-LARGEST_PICTURE = 90_000_000            # pixels that are decoded; a larger picture is refused
+LARGEST_PICTURE = 250_000_000           # pixels that are decoded; a larger picture is refused
 Image.MAX_IMAGE_PIXELS = None           # LARGEST_PICTURE is of what is decoded, not of what the file holds
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 28   # bytes; sound pixels may follow
 
@@ -654,8 +656,7 @@ def is_picture(file: Path) -> bool:
 
 
 def open_picture(file: Path, side: int | None = None) -> Image.Image:
-    """A picture upright and in RGB; a JPEG whose sides are all over twice `side`, if given, may come at a
-    fraction of its size.
+    """A picture upright and in RGB; a JPEG with `side` comes smaller where its sides keep twice that.
 
     EXIF orientation, palette, grey, alpha (on white), CMYK, 16 and 32 bits are taken care of.
     Raises: ValueError where it is no plain file or too large; whatever Pillow raises on other files.

@@ -77,7 +77,7 @@ def forward(network: models.FaceAttributeNet, images: Tensor, size: int, tasks: 
 
     With `tta`, the logarithm of the mean probabilities of image and mirror image.
     """
-    inputs = models.prepare(images, size, grey)
+    inputs = models.network_input(images, size, grey)
     outputs = network(inputs, tasks)
     if tta:
         mirrored = network(inputs.flip(3), tasks)

@@ -89,7 +89,7 @@ def age_interval(logits: Tensor, mass: float = AGE_MASS) -> tuple[Tensor, Tensor
 
 # ---- its input, device and precision ----------------------------------------------------------------------
 
-def prepare(images: Tensor, size: int, grey: bool = False) -> Tensor:
+def network_input(images: Tensor, size: int, grey: bool = False) -> Tensor:
     """The network's input, as validation and use have it; with `grey`, without colors.
 
     Images (n, h, w, 3) uint8 -> (n, 3, size, size) float32, normalised, channels_last.
@@ -102,7 +102,7 @@ def prepare(images: Tensor, size: int, grey: bool = False) -> Tensor:
 
 
 def augment(images: Tensor, size: int, draws: Tensor) -> Tensor:
-    """The network's input, as training has it: `prepare` with chance, the batch at once.
+    """The network's input, as training has it: `network_input` with chance, the batch at once.
 
     Each image is mirrored or not, turned, scaled and shifted in one bilinear resampling; some turn grey;
     contrast and brightness vary; some lose a rectangle. draws: (n, DRAWS) float32 in 0..1.
@@ -210,7 +210,7 @@ def age_loss(logits: Tensor, age: Tensor, age_std: Tensor) -> Tensor:
 
     DLDL-v2, Gao et al., IJCAI 2018, "Age Estimation Using Expectation of Label Distribution Learning";
     a label's standard deviation widens the Gaussian. Logits (n, 101), years (n,) -> (n,) float32.
-    The order of the terms decides how gradients are rounded.
+    Another order of the terms changes figures in the last digits.
     """
     age, age_std = age.nan_to_num(), age_std.nan_to_num()
     sigma = (AGE_SIGMA ** 2 + age_std ** 2).sqrt().clamp(max=MAX_SIGMA)
@@ -231,7 +231,7 @@ def distilled(of_labels: Tensors, outputs: Tensors, targets: Tensors) -> Tensors
     """The losses of labels (n,) mixed with the distances to the teachers' `soft_targets` (n, classes).
 
     Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531: the Kullback-Leibler divergence of the
-    softened probabilities, times the squared temperature, which undoes that it makes gradients small.
+    softened probabilities, times the squared temperature, which restores the size of the gradients.
     """
     result = dict(of_labels)
     for task, target in targets.items():

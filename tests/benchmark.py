@@ -182,7 +182,7 @@ def evaluation(args: argparse.Namespace, device: torch.device, root: Path) -> li
     faces = faces.keep(np.concatenate([np.sort(np.resize(some, count)) for some in rows]))
     total = len(faces)
     network = models.FaceAttributeNet().to(device, memory_format=torch.channels_last).eval()
-    images = models.prepare(faces.gather(np.arange(evaluate.BATCH), device), args.image_size)
+    images = models.network_input(faces.gather(np.arange(evaluate.BATCH), device), args.image_size)
 
     @torch.inference_mode()
     def forward() -> None:

@@ -78,7 +78,7 @@ def test_augment_without_chance_is_prepare():
     images = torch.from_numpy(rng.integers(0, 255, (5, 64, 64, 3), np.uint8))
     draws = torch.full((5, models.DRAWS), 0.5)
     batch = models.augment(images, 64, draws)
-    expected = models.prepare(images, 64)
+    expected = models.network_input(images, 64)
     for inputs in (batch, expected):
         assert inputs.shape == (5, 3, 64, 64) and inputs.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(batch, expected, atol=1e-3, rtol=0)
@@ -93,10 +93,10 @@ def test_prepare_normalises_as_torchvision_does():
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = (image[0].permute(2, 0, 1) / 255 - channels(models.MEAN)) / channels(models.STD)
-    torch.testing.assert_close(models.prepare(image, 16)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(models.network_input(image, 16)[0], expected, atol=1e-5, rtol=1e-5)
     luma = (image.float() * channels(models.LUMA).view(3)).sum(3, keepdim=True)
     grey = (luma.permute(0, 3, 1, 2) / 255 - channels(models.MEAN)) / channels(models.STD)
-    torch.testing.assert_close(models.prepare(image, 16, grey=True), grey, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(models.network_input(image, 16, grey=True), grey, atol=1e-5, rtol=1e-5)
 
 
 # ---- its losses

@@ -326,7 +326,7 @@ def test_teachers_of_a_task_are_averaged_and_colors_are_kept_from_emotions():
     targets = train.ask_teachers(trainer, [(first, 32, ["age", "emotion"]), (second, 16, ["age"])])
 
     def alone(model, size, task, grey):
-        inputs = models.prepare(torch.from_numpy(images), size, grey)
+        inputs = models.network_input(torch.from_numpy(images), size, grey)
         with torch.no_grad():
             return models.soft_targets(model.eval()(inputs, [task])[task])
     age = (alone(first, 32, "age", False) + alone(second, 16, "age", False)) / 2
