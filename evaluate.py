@@ -449,7 +449,8 @@ def results_table(logs: Iterable[Log]) -> str:
 def results_row(figures: dict[str, float], remark: str, weights: str, rate: str) -> list[str]:
     """A row of the results table, of figures by task."""
     name = "-".join(["ResNet-18", *map(str.capitalize, figures)])
-    return [name + remark, *(f"{figures[task]:.2f}" if task in figures else "" for task in TASKS), weights, rate]
+    cells = [f"{figures[task]:.2f}" if task in figures else "" for task in TASKS]
+    return [name + remark, *cells, weights, rate]
 
 
 def row_of_log(log: Log) -> list[str]:
@@ -656,9 +657,11 @@ def export_onnx(export: Path, network: models.FaceAttributeNet, content: dict) -
     class Exported(torch.nn.Module):
         def forward(self, images: Tensor) -> list[Tensor]:
             return [*network(models.normalise(images), content["tasks"]).values()]
-    images = torch.zeros(2, 3, content["image_size"], content["image_size"])
-    torch.onnx.export(Exported().eval(), (images,), export, input_names=["images"], output_names=content["tasks"],
-                      dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False, verbose=False)
+    size = content["image_size"]
+    torch.onnx.export(
+        Exported().eval(), (torch.zeros(2, 3, size, size),), export,
+        input_names=["images"], output_names=content["tasks"],
+        dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False, verbose=False)
 
 
 # ---- videos -----------------------------------------------------------------------------------------------
@@ -731,14 +734,14 @@ def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(0, width) * max(0, height)
     areas = [(right - left) * (bottom - top) for left, top, right, bottom in (a, b)]
-    return both / (sum(areas) - both)
+    return both / max(1, sum(areas) - both)
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------
 
-# A face in a picture. number: the face's in a video; box: left, top, right, bottom, in the picture's pixels; confidence: 0..1, the detector's;
-# age and its interval: years; each task's class and its probability; probabilities: task -> class -> 0..1.
-# What is not known is None.
+# A face in a picture; what is not known is None.
+# number: the face's in a video; box: left, top, right, bottom in pixels; confidence: 0..1, the detector's;
+# age and its interval: years; probabilities: task -> class -> 0..1; each task's class and its probability
 FACE_FIELDS = ["number", "box", "confidence", "age", "age_low", "age_high", "probabilities",
                *(name for task in CLASS_NAMES for name in (task, f"{task}_probability"))]
 FacePrediction = namedtuple("FacePrediction", FACE_FIELDS, defaults=[None] * len(FACE_FIELDS))
@@ -898,8 +901,8 @@ def show_faces(picture: Path | Frame, faces: list[FacePrediction]) -> None:
         print(f"{picture}{number}{place}: {in_words(face)}", flush=True)
 
 
-# videos, and pictures that can't be read here, which are named; folders are searched for both
-OTHER_FILES = (*VIDEO_FILES, ".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
+# pictures that can't be read here; found in a folder, they are named
+UNREADABLE = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
 
 
 def picture_files(names: Iterable[str], out: Path | None) -> Iterator[Path]:
@@ -909,7 +912,7 @@ def picture_files(names: Iterable[str], out: Path | None) -> Iterator[Path]:
             yield from picture_files(names_on_stdin(), out)
         elif os.path.isdir(name):
             for file in datasets.files_below(Path(name), out):
-                if file.suffix.lower() in OTHER_FILES or datasets.is_picture(file):
+                if file.suffix.lower() in UNREADABLE + VIDEO_FILES or datasets.is_picture(file):
                     yield file
         else:
             yield Path(name)

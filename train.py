@@ -30,8 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 import evaluate
 import model as models
 
-# Defaults from scratch and with --pretrained. `lr` is the highest of a run, for steps of BATCH_SIZE images, and
-# grows with them (arXiv:1706.02677); `decay` is of weights (L2). Measured, in one run each:
+# Defaults from scratch and with --pretrained. `lr` is the highest of a run, for steps of BATCH_SIZE images;
+# it grows with them (arXiv:1706.02677). `decay` is of weights (L2). Measured, in one run each:
 #     epochs 60: age 4.92 years, gender 92.8 %      epochs 24, in smaller steps: 5.38, 91.5
 #     lr 0.02: emotion 61.97 %                      lr 0.05: 61.47
 #     decay 5e-4: 4.61 years, 94.4 %, 66.8 %        decay 2.5e-3: 4.69, 94.3, 65.6
