@@ -297,7 +297,7 @@ def figure_table(corner: str, rows: dict[str, dict[str, np.ndarray]]) -> str:
     for line, row in zip(lines, rows.values()):
         for column, values in row.items():
             sign = "+" if column.endswith("difference") else ""
-            line += with_interval(values[~np.isnan(values)], "(%)" in column, sign)
+            line += with_interval(values[~np.isnan(values)], column.endswith("(%)"), sign)
     return table([corner, *(name for column in columns for name in (column, "95 %", "faces"))], lines)
 
 
@@ -492,6 +492,9 @@ def evaluate_network(split: str, data: str, cache: Path | None = None, subset: s
     predictor.introduce(datasets.is_drawn(root))
     content = predictor.content
     tasks = [task for task in datasets.DATASETS[split] if task in content["tasks"]]
+    if not tasks:
+        raise DataError(f"{predictor.file}: trained for {', '.join(content['tasks'])}; "
+                        f"{split} has no labels of it; --checkpoint names another")
     parts, gaps = datasets.read(root, [split], subset, tasks)
     faces = datasets.load(parts, tasks, content["decoded_size"], cache, content["detected"])
     predictions = predict(predictor.network, faces, predictor.size, tasks, predictor.device, tta)
