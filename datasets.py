@@ -863,6 +863,8 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     part, key = stat_files(part, size, detect)
     target = cache / f"{part.name.replace(' ', '-')}-{size}{'-detected' if detect else ''}-{key}"
     if not target.is_dir():
+        if detect and not part.source.grey:
+            detector()                                      # a missing one is an error now
         build_folder(target, functools.partial(decode, part, size, detect))
     try:
         states = np.load(target / "states.npy")
@@ -901,8 +903,6 @@ def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
     def crop(face: Face) -> tuple[np.ndarray, int]:
         try:
             return crop_face(part, face, size, detect)
-        except DataError:                                   # no detector
-            raise
         except Exception as error:          # Pillow raises anything on a broken file, which is counted
             if getattr(error, "errno", None):               # the disk's fault, not the file's
                 raise

@@ -855,12 +855,13 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
     """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status.
     """
     predictor = Predictor(checkpoint, device, detect, tta)
-    predictor.introduce(file=sys.stderr)
+    about = sys.stderr if json else sys.stdout
+    predictor.introduce(file=about)
     if not detect:
         print("the middle square of each picture is taken as the face; "
-              "--detect finds the faces in a photo", file=sys.stderr)
+              "--detect finds the faces in a photo", file=about)
     elif not predictor.content["detected"]:
-        print("trained on the data sets' crops, which --detect matches only nearly", file=sys.stderr)
+        print("trained on the data sets' crops, which --detect matches only nearly", file=about)
     source = read_video(int(camera)) if camera else with_frames(picture_files(pictures, out))
     rows, tracks, videos, count, unreadable = [], {}, {}, 0, 0
     try:

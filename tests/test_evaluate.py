@@ -450,8 +450,8 @@ def test_pictures(trained, work, tmp_path):
                "--checkpoint", the_best(work)[0], cwd=work)
     expected = r"[ab]\.(jpg|png): age [\d.]+ years \(\d+-\d+\), (female|male) \d+ %, \w+ \d+ %"
     assert len(re.findall(expected, done.stdout)) == 2
-    assert "the middle square of each picture is taken as the face" in done.stderr
-    assert "trained on drawn faces" in done.stderr
+    assert "the middle square of each picture is taken as the face" in done.stdout
+    assert "trained on drawn faces" in done.stdout
     rows = read_table(tmp_path / "p.csv")
     assert [row["image"] for row in rows] == [f"{tmp_path}/faces/a.jpg", f"{tmp_path}/faces/deeper/b.png"]
     assert ",".join(rows[0]) == ("image,age,age_low,age_high,gender,gender_probability,emotion,"
@@ -559,7 +559,7 @@ def test_exported_weights_evaluate_alike_and_hold_nothing_else(trained, work, tm
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "own.pth")
     done = run("evaluate.py", tmp_path / "a.jpg", "--checkpoint", tmp_path / "own.pth", cwd=work)
-    assert "a.jpg: age" in done.stdout and "drawn faces" in done.stderr
+    assert "a.jpg: age" in done.stdout and "drawn faces" in done.stdout
     done = run("evaluate.py", "--export", tmp_path / "own.pth", cwd=work, status=2)
     assert "own.pth: is there already" in done.stderr
     line = models.load_weights(models.FaceAttributeNet(), tmp_path / "own.pth")
