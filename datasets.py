@@ -727,7 +727,7 @@ FER2013_SIDE = 64                       # pixels of the aligned picture, before 
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
 LARGE_FACE = 64                         # pixels; a smaller one is left to the second search, if there is one
-LEAST_CONFIDENCE = 0.8
+LEAST_CONFIDENCE = 0.85                 # of ten faces turned by 90 degrees, which get wrong points, one has it
 # YuNet by W. Wu, H. Peng and S. Yu (Machine Intelligence Research 20, 2023), MIT license
 DETECTOR = Path(__file__).resolve().with_name("checkpoints") / "face_detection_yunet_2026may.onnx"
 local = threading.local()

@@ -75,6 +75,6 @@ def work(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(work) -> Path:
     """The log of a run of all three tasks on the sample, two epochs; work/checkpoints has what it saved."""
-    run("train.py", "--data", "sample", "--epochs", 2, cwd=work, env=None)
+    run("train.py", "--data", "sample", "--image-size", 32, "--epochs", 2, cwd=work, env=None)
     (log,) = (work / "logs").glob("*.txt")
     return log
