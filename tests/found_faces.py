@@ -2,8 +2,8 @@
 
     python tests/found_faces.py --data data --checkpoint checkpoints/RUN/best.pth
 
-Takes some of UTKFace's valid faces as they come, tight, pasted into a larger picture, and tilted there by 25
-degrees. Prints in how many a face is found, and a table of the figures: the differences to the data set's
+Takes some of UTKFace's valid faces as they come, tight, pasted into a larger picture, there tilted by 25
+degrees or on their side, and small. Prints in how many a face is found, and a table of the figures: the differences to the data set's
 crops, face by face.
 """
 import sys
@@ -25,9 +25,9 @@ import model as models  # noqa: E402
 TASKS = ("age", "gender")
 
 
-def pasted(face: Image.Image, tilt: float = 0) -> Image.Image:
-    """A face of 160 pixels on a plain picture, turned by `tilt` degrees."""
-    picture, face = Image.new("RGB", (640, 480), (120, 130, 140)), face.resize((160, 160))
+def pasted(face: Image.Image, tilt: float = 0, side: int = 160, size: tuple = (640, 480)) -> Image.Image:
+    """A face of `side` pixels on a plain picture of `size`, turned by `tilt` degrees."""
+    picture, face = Image.new("RGB", size, (120, 130, 140)), face.resize((side, side))
     mask = Image.new("L", face.size, 255).rotate(tilt, expand=True)
     picture.paste(face.rotate(tilt, Image.Resampling.BICUBIC, expand=True), (200, 120), mask)
     return picture
@@ -66,7 +66,9 @@ def main() -> None:
     center = [datasets.center_crop(picture, size) for picture in pictures]
     results = {"the data set's crops": predicted(center)}
     for name, change in (("tight", lambda face: face), ("pasted", pasted),
-                         ("tilted", lambda face: pasted(face, 25))):
+                         ("tilted", lambda face: pasted(face, 25)),
+                         ("on its side", lambda face: pasted(face, 90)),
+                         ("small", lambda face: pasted(face, side=50, size=(1280, 960)))):
         results[name] = found(name, change)
     print(evaluate.comparison_table(faces, results))
 
