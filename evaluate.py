@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -652,8 +653,8 @@ def write_export(export: Path, checkpoint: Path | None = None, checkpoints: Path
 
 
 def export_onnx(export: Path, network: models.FaceAttributeNet, content: dict) -> None:
-    """Write a network that takes `images`, aligned faces (n, 3, size, size) float32 in 0..255, and returns
-    the logits (n, classes) of each task.
+    """Write a network that takes `images`, aligned RGB faces (n, 3, size, size) float32 in 0..255, and
+    returns the logits (n, classes) of each task.
     """
     datasets.optional("onnxscript", "onnx onnxscript", "--export to ONNX")
 
@@ -661,8 +662,10 @@ def export_onnx(export: Path, network: models.FaceAttributeNet, content: dict) -
         def forward(self, images: Tensor) -> list[Tensor]:
             return [*network(models.normalise(images), content["tasks"]).values()]
     size = content["image_size"]
+    images = torch.zeros(2, 3, size, size)
+    models.normalise(images)        # keeps its constants, which must not be those of the export's tracing
     torch.onnx.export(
-        Exported().eval(), (torch.zeros(2, 3, size, size),), export,
+        Exported().eval(), (images,), export,
         input_names=["images"], output_names=content["tasks"],
         dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False, verbose=False)
 
@@ -695,16 +698,24 @@ def with_frames(files: Iterable[Path]) -> Iterator[Path | Frame]:
 
 
 def read_video(source: Path | int) -> Iterator[Frame]:
-    """The frames of a video, or of the camera of a number."""
+    """The frames of a video, or of the camera of a number. Raises DataError for a camera that is not there."""
     cv2 = datasets.optional("cv2", "opencv-python-headless", "a video")
-    video = cv2.VideoCapture(source if isinstance(source, int) else str(source))
-    rate = video.get(cv2.CAP_PROP_FPS) or 25
-    name = Path(f"camera {source}") if isinstance(source, int) else source
+    live = isinstance(source, int)
+    video = cv2.VideoCapture(source if live else str(source))
+    if live and not video.isOpened():
+        raise DataError(f"camera {source}: can't be opened")
+    name = Path(f"camera {source}") if live else source
+    rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
+    rate = rate if rate > 0 else 25
+    begin = time.monotonic()
     for number in itertools.count():
         there, pixels = video.read()
         if not there:
-            return
-        yield Frame(name, number / rate, rate, np.ascontiguousarray(pixels[..., ::-1]))
+            break
+        seconds = time.monotonic() - begin if number and live else number / rate
+        yield Frame(name, seconds, rate, np.ascontiguousarray(pixels[..., ::-1]))
+    if 0 < number < count:
+        print(f"{name}: ends after {number} of {count:.0f} frames", file=sys.stderr)
 
 
 def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> list[tuple]:
@@ -715,19 +726,21 @@ def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> 
     """
     if frame.time == 0:                                     # another video
         tracks.clear()
+    recent = [number for number, track in tracks.items() if frame.time - track[-1][0] <= SMOOTHED]
+    boxes = [detection.box if detection else (0, 0, 1, 1) for detection, _ in found]
+    pairs = [(overlap(tracks[number][-1][1], box), i, number)
+             for i, box in enumerate(boxes) for number in recent]
+    numbers = {}
+    for share, i, number in sorted(pairs, reverse=True):
+        if share >= SAME_FACE and i not in numbers and number not in numbers.values():
+            numbers[i] = number
     numbered = []
-    free = {number for number, track in tracks.items() if frame.time - track[-1][0] <= SMOOTHED}
-    for detection, logits in found:
-        box = detection.box if detection else (0, 0, 1, 1)
-        overlaps = {number: overlap(tracks[number][-1][1], box) for number in free}
-        number = max(overlaps, key=overlaps.get, default=None)
-        if number is None or overlaps[number] < SAME_FACE:
-            number = len(tracks) + 1
-        free.discard(number)
-        track = [*tracks.get(number, []), (frame.time, box, logits)]
+    for i, (detection, logits) in enumerate(found):
+        number = numbers.get(i, len(tracks) + 1)
+        track = [*tracks.get(number, []), (frame.time, boxes[i], logits)]
         tracks[number] = [entry for entry in track if frame.time - entry[0] <= SMOOTHED]
-        recent = [entry[2] for entry in tracks[number]]
-        mean = {task: torch.stack([each[task] for each in recent]).mean(0) for task in logits}
+        averaged = [of_time for _, _, of_time in tracks[number]]
+        mean = {task: torch.stack([each[task] for each in averaged]).mean(0) for task in logits}
         numbered.append((detection, mean, number))
     return numbered
 
@@ -863,7 +876,7 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
     elif not predictor.content["detected"]:
         print("trained on the data sets' crops, which --detect matches only nearly", file=about)
     source = read_video(int(camera)) if camera else with_frames(picture_files(pictures, out))
-    rows, tracks, videos, count, unreadable = [], {}, {}, 0, 0
+    rows, tracks, video, count, unreadable = [], {}, None, 0, 0
     try:
         for picture, found, error in predictor.process(source, 1 if camera else BATCH):
             count += 1
@@ -871,7 +884,8 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
                 found = follow(tracks, picture, found)
             faces = [predictor.describe(*face) for face in found]
             of_picture = [row_of(picture, face) for face in faces] or [row_of(picture)]
-            rows += of_picture
+            if csv:
+                rows += of_picture
             if error:
                 unreadable += 1
                 print(f"{picture}: {error}", file=sys.stderr)
@@ -880,14 +894,16 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
                 print(*map(dumps, of_picture), sep="\n", flush=True)
             else:
                 show_faces(picture, faces)
-            if out:
-                write_annotated(out, count, picture, faces, videos)
+            if out and isinstance(picture, Frame):
+                video = write_frame(out, count, picture, faces, video)
+            elif out:
+                write_annotated(out, count, picture, faces)
     finally:                                            # when interrupted, what there is
-        if csv and rows:
+        if video:
+            video.release()
+        if rows:
             header = dict.fromkeys(name for row in rows for name in row)
             datasets.write_csv(csv, header, ([row.get(name) for name in header] for row in rows))
-        for video in videos.values():
-            video.release()
     if not count:
         raise DataError(f"no pictures ({', '.join(datasets.IMAGE_FILES)}) in {', '.join(pictures)}")
     if unreadable:
@@ -958,49 +974,53 @@ def row_of(picture: Path | Frame, face: FacePrediction | None = None) -> dict[st
 DARK, YELLOW = (20, 20, 20), (255, 220, 0)
 
 
-def write_annotated(folder: Path, count: int, picture: Path | Frame, faces: list[FacePrediction],
-                    videos: dict[Path, object]) -> None:
-    """Write a picture, or a video's next frame, with its faces' boxes and what is predicted.
-
-    `videos`: those that are being written, by the videos that they are of.
-    """
-    if isinstance(picture, Frame):
-        cv2 = sys.modules["cv2"]
-        height, width, _ = picture.pixels.shape
-        if picture.file not in videos:
-            name = folder / f"{count:05}_{picture.file.stem[-60:]}.mp4"
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            videos[picture.file] = cv2.VideoWriter(str(name), code, picture.rate, (width, height))
-        image = annotate(Image.fromarray(picture.pixels), faces).crop((0, 0, width, height))
-        videos[picture.file].write(np.asarray(image)[..., ::-1])
-        return
-    image = datasets.open_picture(picture)
+def write_annotated(folder: Path, count: int, file: Path, faces: list[FacePrediction]) -> None:
+    """Write a picture with its faces' boxes and what is predicted."""
+    image = datasets.open_picture(file)
     enlarged = max(1, math.ceil(320 / max(image.size)))         # until text on it can be read
     image = image.resize((image.width * enlarged, image.height * enlarged))
-    with datasets.whole_file(folder / f"{count:05}_{picture.name[-60:]}.png") as output:
+    with datasets.whole_file(folder / f"{count:05}_{file.name[-60:]}.png") as output:
         annotate(image, faces, enlarged).save(output, "PNG")
 
 
-def annotate(image: Image.Image, faces: list[FacePrediction], scale: float = 1) -> Image.Image:
+def write_frame(folder: Path, count: int, frame: Frame, faces: list[FacePrediction], video):
+    """Write a frame likewise to `video`, or to a new one where it is a first frame. Returns the video."""
+    height, width, _ = frame.pixels.shape
+    if frame.time == 0:
+        if video:
+            video.release()
+        cv2 = sys.modules["cv2"]
+        target = folder / f"{count:05}_{frame.file.stem[-60:]}.mp4"
+        video = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), frame.rate, (width, height))
+        if not video.isOpened():
+            raise DataError(f"{target}: can't be written")
+    image = annotate(Image.fromarray(frame.pixels), faces, grow=False)
+    video.write(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
+    return video
+
+
+def annotate(image: Image.Image, faces: list[FacePrediction], scale: float = 1,
+             grow: bool = True) -> Image.Image:
     """A picture with its faces' boxes, whose pixels are multiplied by `scale`, and texts below them.
 
-    It grows to the right and below where a text leaves it.
+    Where there is no room for a text, the picture grows; without `grow` the text moves.
     """
     size = max(12, min(image.size) // 24)
     font = ImageFont.load_default(size)
     for face in faces:
         text = in_words(face).replace(", ", "\n")
+        *_, width, height = map(math.ceil, ImageDraw.Draw(image).multiline_textbbox((0, 0), text, font))
         left, top = 0, image.height
         if face.box:
             box = [round(side * scale) for side in face.box]
             ImageDraw.Draw(image).rectangle(box, outline=YELLOW, width=max(2, size // 8))
             left, _, _, top = box
-        *_, right, bottom = ImageDraw.Draw(image).multiline_textbbox((left, top), text, font)
-        # room for a text that leaves the picture
-        room = (0, 0, max(0, math.ceil(right) - image.width), max(0, math.ceil(bottom) - image.height))
-        image = ImageOps.expand(image, room, DARK)
+        if grow:
+            room = (0, 0, max(0, left + width - image.width), max(0, top + height - image.height))
+            image = ImageOps.expand(image, room, DARK)
+        left, top = min(left, image.width - width), min(top, image.height - height)
         draw = ImageDraw.Draw(image)
-        draw.rectangle((left, top, right, bottom), DARK)
+        draw.rectangle((left, top, left + width, top + height), DARK)
         draw.multiline_text((left, top), text, YELLOW, font)
     return image
 
@@ -1115,7 +1135,7 @@ def make_parser() -> datasets.Parser:
 def output_file(name: str) -> Path:
     """An argparse type: a file that can be written."""
     file = Path(name)
-    if file.is_dir() or not file.parent.is_dir():
+    if file.exists() and not file.is_file() or not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there")
     return file
 

@@ -47,7 +47,7 @@ SAMPLE_IMAGES = 1000    # an epoch's, of the drawn sample
 LONGEST_DECODING = timedelta(hours=12)      # processes wait so long for one that decodes
 # settings that may change when a run is resumed
 PLACES = ("data", "cache", "device", "compile")
-# for tasks of other sets, whose pictures are grey, teachers see grey faces
+# teachers see a face in grey for a task that only grey sets have
 COLORED = {task for source in datasets.SOURCES if not source.grey for task in source.tasks}
 
 
@@ -182,7 +182,8 @@ class Trainer:
     def load(self, content: dict, file: Path) -> None:
         """Restore the training of a last.pth. Raises CheckpointError where it does not fit."""
         models.load_state(self.model, content["model"], file)
-        self.scaler.load_state_dict(content["training"]["scaler"])
+        if content["training"]["scaler"]:               # not so of another device
+            self.scaler.load_state_dict(content["training"]["scaler"])
         self.optimizer.load_state_dict(content["training"]["optimizer"])
         for parameter, state in self.optimizer.state.items():
             if state["momentum_buffer"].shape != parameter.shape:       # fused SGD would write outside of it

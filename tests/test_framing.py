@@ -210,7 +210,7 @@ def test_a_face_keeps_its_number_in_a_video_which_comes_out_annotated(tmp_path):
 
 
 def test_a_camera_is_answered_frame_by_frame_in_json(tmp_path, monkeypatch):
-    camera = types.SimpleNamespace(get=lambda key: 0)
+    camera = types.SimpleNamespace(get=lambda key: 0, isOpened=lambda: True)
     left = frames(3)
     camera.read = lambda: (True, frame) if (frame := next(left, None)) is not None else (False, None)
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 0 else None)
