@@ -726,7 +726,7 @@ FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
 FER2013_SIDE = 64                       # pixels of the aligned picture, before it is resized
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
-LARGE_FACE = 64                         # pixels; a smaller face is taken from the second search, if there is one
+LARGE_FACE = 64                         # pixels; smaller faces are taken from the second search, if any
 LEAST_CONFIDENCE = 0.85                 # one in ten faces on their side, with wrong landmarks, still has it
 # YuNet by W. Wu, H. Peng and S. Yu (Machine Intelligence Research 20, 2023), MIT license
 DETECTOR = Path(__file__).resolve().with_name("checkpoints") / "face_detection_yunet_2026may.onnx"

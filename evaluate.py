@@ -698,7 +698,7 @@ def with_frames(files: Iterable[Path]) -> Iterator[Path | Frame]:
 
 
 def read_video(source: Path | int) -> Iterator[Frame]:
-    """The frames of a video, or of the camera of a number. Raises DataError for a camera that is not there."""
+    """The frames of a video, or of the camera of a number. Raises DataError where that can't be opened."""
     cv2 = datasets.optional("cv2", "opencv-python-headless", "a video")
     live = isinstance(source, int)
     video = cv2.VideoCapture(source if live else str(source))
