@@ -217,8 +217,8 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
 
         def project() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                for file, faces, _ in predictor.predict_files(files):
-                    evaluate.show_faces(file, faces)
+                for file, faces, _ in predictor.process(files):
+                    evaluate.show_faces(file, [predictor.describe(*face) for face in faces])
 
         @torch.inference_mode()
         def limit() -> None:
