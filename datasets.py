@@ -17,7 +17,6 @@ import itertools
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile

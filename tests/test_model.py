@@ -1,6 +1,5 @@
 """The network, its input, its losses, and loading weights of anybody's."""
 import math
-import os
 import pickle
 from unittest.mock import Mock
 

@@ -1,7 +1,6 @@
 """Training for real on the drawn sample: learning, logs, resuming, several processes, mistakes."""
 import argparse
 import math
-import os
 import re
 import shutil
 import signal
