@@ -1,10 +1,10 @@
-"""Evaluate a network or predictions on a data set, read logs, or predict the faces in pictures.
+"""Evaluate a network or predictions on a data set, read logs, or predict the faces in pictures and videos.
 
     python evaluate.py --split cvpr2016                                     newest run's best epoch, valid
     python evaluate.py --split fer2013 --subset test --checkpoint C --tta   mirrored images averaged
     python evaluate.py --split cvpr2016 --predictions other.csv             another model's predictions
     python evaluate.py --logs logs/                                         the results table
-    python evaluate.py photo.jpg faces/ --detect                            age, gender, emotion of each face
+    python evaluate.py photo.jpg clip.mp4 faces/ --detect                   age, gender, emotion of each face
 """
 import argparse
 import bisect
@@ -1110,12 +1110,14 @@ def make_parser() -> datasets.Parser:
     work.add_argument("--split", choices=datasets.DATASETS, help="the data set to evaluate on")
     work.add_argument("--camera", metavar="N", help="predict the faces that the camera of this number sees")
     work.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
-    work.add_argument("--export", type=output_file, metavar="FILE.pth",
-                      help="write the checkpoint's weights in half precision")
+    work.add_argument("--export", type=output_file, metavar="FILE",
+                      help="write the checkpoint's weights in half precision or, with the ending .onnx, "
+                           "the network for ONNX Runtime")
     add = parser.add_argument
     add("--subset", choices=datasets.SUBSETS, help="its part (default: valid)")
     add("--checkpoint", type=Path, metavar="FILE",
-        help="the network (default: with --split the newest best.pth, else the one that ships)")
+        help="the network (default: with --split and --export the newest best.pth, "
+             "else the one that ships)")
     add("--checkpoints", type=Path, metavar="DIR", help="where runs save (default: checkpoints)")
     add("--tta", action="store_true", help="average the predictions for an image and its mirror image")
     add("--predictions", type=Path, nargs="+", metavar="FILE.csv",
