@@ -726,6 +726,7 @@ FER2013_SIDE = 64                       # pixels of the aligned picture, before 
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
 LARGE_FACE = 64                         # pixels; smaller faces are taken from the second search, if any
+SMALLEST_FACE = 16                      # pixels of the picture; a smaller one tells nothing
 LEAST_CONFIDENCE = 0.85                 # one in ten faces on their side, with wrong landmarks, still has it
 # YuNet by W. Wu, H. Peng and S. Yu (Machine Intelligence Research 20, 2023), MIT license
 DETECTOR = Path(__file__).resolve().with_name("checkpoints") / "face_detection_yunet_2026may.onnx"
@@ -763,7 +764,8 @@ def search(picture: Image.Image, side: int) -> list[Detection]:
     for left, top, width, height, *points, confidence in () if faces is None else faces.tolist():
         box = np.array([left, top, left + width, top + height]) / scale
         box = box.clip(0, (*picture.size, *picture.size)).tolist()
-        found.append(Detection(tuple(box), np.reshape(points, (5, 2)) / scale, confidence))
+        if width / scale >= SMALLEST_FACE:
+            found.append(Detection(tuple(box), np.reshape(points, (5, 2)) / scale, confidence))
     return found
 
 
@@ -882,7 +884,7 @@ def stat_files(part: Part, size: int, detect: bool) -> tuple[Part, str]:
     """`part` without the files that are missing, and a key of all that the others' images depend on."""
     settings = [CACHE_FORMAT, size]
     if detect:
-        settings += [DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, LEAST_CONFIDENCE,
+        settings += [DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, SMALLEST_FACE, LEAST_CONFIDENCE,
                      LANDMARKS.tolist(), FER2013_SCALE, FER2013_SHIFT, FER2013_SIDE]
     key, missing = hashlib.blake2b(str(settings).encode(), digest_size=8), set()
     for face in part.faces:
