@@ -405,7 +405,7 @@ def read_log(file: Path) -> Log:
         elif figure := FIGURE.fullmatch(line):
             figures[figure[1].replace("[Valid] age mae", "age_mae")] = float(figure[2])
         elif line.startswith("-----"):
-            if "epoch" in figures:
+            if figures.keys() >= {"epoch", "age_mae"}:      # a finished epoch
                 epochs[figures["epoch"]] = figures
             figures = {}
     if not epochs:
@@ -459,7 +459,7 @@ def row_of_log(log: Log) -> list[str]:
     options, epochs = log.options, log.epochs
     tasks = [task for task in TASKS if any(figures.get(METRICS[task]) for figures in epochs)]
     best = min(epochs, key=lambda figures: mean_error(
-        {METRICS[task].removeprefix("val_"): figures[METRICS[task]] for task in tasks}))
+        {METRICS[task].removeprefix("val_"): figures.get(METRICS[task], 0) for task in tasks}))
     words = [word for option, word in REMARKS.items() if option in options]
     if options and "pretrained" not in options:
         words.insert(0, "from scratch")
@@ -469,7 +469,7 @@ def row_of_log(log: Log) -> list[str]:
     remark = f" on {' '.join(used)}" if used else ""
     remark += f" ({', '.join(words)})" if words else ""
     rate = options.get("lr", [str(epochs[0]["lr"])])
-    return results_row({task: best[METRICS[task]] for task in tasks}, remark,
+    return results_row({task: best.get(METRICS[task], 0) for task in tasks}, remark,
                        ", ".join(options.get("weights", [])), *rate)
 
 

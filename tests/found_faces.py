@@ -3,8 +3,8 @@
     python tests/found_faces.py --data data --checkpoint checkpoints/RUN/best.pth
 
 Takes some of UTKFace's valid faces as they come, tight, pasted into a larger picture, there tilted by 25
-degrees or on their side, and small. Prints in how many a face is found, and a table of the figures: the differences to the data set's
-crops, face by face.
+degrees or on their side, and small. Prints in how many a face is found, and a table of the figures: the
+differences to the data set's crops, face by face.
 """
 import sys
 from collections.abc import Callable
