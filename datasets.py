@@ -9,6 +9,7 @@ To add a data set, write a reader and name it in SOURCES. A reader yields a Face
 import argparse
 import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import importlib
@@ -27,6 +28,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import date
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -45,6 +47,8 @@ CLASS_NAMES = {
     "gender": ("female", "male"),
     "emotion": ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"),
 }
+CLASS_NUMBERS = {task: {name: number for number, name in enumerate(names)}
+                 for task, names in CLASS_NAMES.items()}
 TASKS = ("age", *CLASS_NAMES)
 MAX_AGE = 100                           # ages are 0..100 years
 SUBSETS = ("train", "valid", "test")
@@ -235,16 +239,13 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
 
 # ---- from data sets to tables -----------------------------------------------------------------------------
 
-def load(parts: list[Part], tasks: Collection[str], size: int, cache: Path, detect: bool = False) -> Faces:
-    """The faces of `parts`, prepared. Raises DataError where a data set has no usable face."""
-    faces = join([prepare(part, size, cache, detect) for part in parts])
-    names = np.array([part.source.dataset for part in faces.parts])
-    usable = names[faces["part"][faces.labelled()]]
-    for part in faces.parts:
-        if part.source.dataset not in usable:
-            raise DataError(f"{part.name}: no usable face for {' and '.join(tasks)}; "
-                            f"{'; '.join(left_out(faces)) or 'no images'}")
-    return faces
+def load(parts: list[Part], size: int, cache: Path, detect: bool = False) -> Faces:
+    """The faces of `parts`, prepared. Raises DataError where a part has no usable face."""
+    tables = [prepare(part, size, cache, detect) for part in parts]
+    for part, table in zip(parts, tables):
+        if not table.labelled().any():
+            raise DataError(f"{part.name}: no usable face; {'; '.join(left_out(table)) or 'no images'}")
+    return join(tables)
 
 
 def read(root: Path, names: Collection[str], subset: str,
@@ -298,11 +299,11 @@ def digests(part: Part) -> dict[str, bytes]:
         return dict(filter(None, pool.map(digest, part.faces, 64)))
 
 
-def drop_copies(part: Part, others: list[Part]) -> Part:
-    """`part` without the pictures that are also in `others`, which are counted."""
+def drop_copies(parts: list[Part], others: list[Part]) -> list[Part]:
+    """`parts` without the pictures that are also in `others`, which are counted."""
     taken = set().union(*(digests(other).values() for other in others))
-    copied = {file for file, digest in digests(part).items() if digest in taken}
-    return without(part, copied, "picture of valid or test")
+    copied = [{file for file, digest in digests(part).items() if digest in taken} for part in parts]
+    return [without(part, files, "picture of valid or test") for part, files in zip(parts, copied)]
 
 
 def without(part: Part, files: Collection[str], reason: str) -> Part:
@@ -318,32 +319,24 @@ def without(part: Part, files: Collection[str], reason: str) -> Part:
 
 def read_imdb_wiki(folder: Path, subset: str) -> Iterator[Face]:
     """IMDB-WIKI's crops, either or both, cleaned, split by person."""
-    for crop in ("imdb", "wiki"):
-        file = folder / f"{crop}_crop/{crop}.mat"
-        if file.is_file():
-            yield from read_crop(file, subset)
-
-
-def read_crop(file: Path, subset: str) -> Iterator[Face]:
-    """One of IMDB-WIKI's crops."""
-    table = read_mat(file)
-    dates = table["dob"].astype(float), table["photo_taken"].astype(float)
-    columns = (table[name] for name in MAT_COLUMNS[2:])
-    for age, path, gender, name, score, second in zip(completed_years(*dates), *columns):
-        path = str(path).strip()
-        # a person is known by name, in both crops, or by the number that begins the file's name
-        person = "".join(name).strip().casefold() or Path(path).name.split("_")[0]
-        if subset_by_hash(person, 20, {18: "valid", 19: "test"}) != subset:
-            continue
-        flaw = first_flaw({
-            "no face": not score > -math.inf,
-            "second face": second > 0,
-            "age unknown": math.isnan(age),
-            "age below 0": age < 0,
-            f"age above {MAX_AGE}": age > MAX_AGE,
-        })
-        gender = int(gender) if gender in (0, 1) else -1
-        yield Face(f"{file.parent.name}/{path}", age, gender=gender, dropped=flaw)
+    tables = [folder / f"{crop}_crop/{crop}.mat" for crop in ("imdb", "wiki")]
+    for table in filter(Path.is_file, tables):
+        for born, taken, path, gender, name, score, second in zip(*read_mat(table)):
+            path = str(path).strip()
+            # a person is known by name, in both crops, or by the number that begins the file's name
+            person = "".join(name).strip().casefold() or Path(path).name.split("_")[0]
+            if subset_by_hash(person, 20, {18: "valid", 19: "test"}) != subset:
+                continue
+            age = completed_years(born, taken)
+            flaw = first_flaw({
+                "no face": not score > -math.inf,
+                "second face": second > 0,
+                "age unknown": math.isnan(age),
+                "age below 0": age < 0,
+                f"age above {MAX_AGE}": age > MAX_AGE,
+            })
+            gender = int(gender) if gender in (0, 1) else -1
+            yield Face(f"{table.parent.name}/{path}", age, gender=gender, dropped=flaw)
 
 
 def first_flaw(flaws: dict[str, bool]) -> str:
@@ -355,8 +348,8 @@ MAT_COLUMNS = ("dob", "photo_taken", "full_path", "gender", "name", "face_score"
 
 
 @functools.lru_cache(maxsize=2)
-def read_mat(file: Path) -> dict[str, np.ndarray]:
-    """IMDB-WIKI's .mat as MAT_COLUMNS of one row a face. Raises DataError."""
+def read_mat(file: Path) -> list[np.ndarray]:
+    """The MAT_COLUMNS of IMDB-WIKI's .mat, of one row a face. Raises DataError."""
     loadmat = optional("scipy.io", "scipy", f"reading {file}").loadmat
     try:
         # squeezed, a cell of text is a str, which takes a third of the memory of an array
@@ -367,21 +360,19 @@ def read_mat(file: Path) -> dict[str, np.ndarray]:
     except Exception as error:                              # scipy raises anything on another file
         raise DataError(f"{file}: not IMDB-WIKI's MATLAB file, a struct {file.stem} with the columns "
                         f"{', '.join(MAT_COLUMNS)} ({type(error).__name__}: {error})") from None
-    return dict(zip(MAT_COLUMNS, columns))
+    return columns
 
 
-def completed_years(dob: np.ndarray, photo_taken: np.ndarray) -> np.ndarray:
-    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it: (n,) float,
-    NaN where it can't be known.
+def completed_years(dob: float, photo_taken: float) -> float:
+    """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it; NaN unknown.
 
-    `dob` (n,) is MATLAB's serial date number: days since the year 0, 719529 on 1 January 1970.
+    `dob` is MATLAB's serial date number, which counts 366 days more than Python's.
     """
-    usable = np.isfinite(dob) & (np.abs(dob) < 1e7) & (np.abs(photo_taken) < 1e5)
-    days = (np.where(usable, dob, 0).astype(np.int64) - 719529).astype("datetime64[D]")
-    year = days.astype("datetime64[Y]")
-    july_1 = year.astype("datetime64[M]") + 6
-    born_later = days > july_1.astype("datetime64[D]")
-    return np.where(usable, photo_taken - (year.astype(np.int64) + 1970) - born_later, np.nan)
+    try:
+        born = date.fromordinal(max(1, int(dob) - 366))
+        return int(photo_taken) - born.year - ((born.month, born.day) > (7, 1))
+    except (ValueError, OverflowError):                     # no number, or no date
+        return math.nan
 
 
 def subset_by_hash(name: str, buckets: int, subsets: dict[int, str]) -> str:
@@ -390,35 +381,32 @@ def subset_by_hash(name: str, buckets: int, subsets: dict[int, str]) -> str:
     return subsets.get(int.from_bytes(digest, "big") % buckets, "train")
 
 
+# ChaLearn's tables of ages: the columns of name, age and its standard deviation, and what a name lacks
+AGE_TABLES = {"{}_gt.csv": ("image", "mean", "stdv", ""),
+              "gt_avg_{}.csv": ("file_name", "apparent_age_avg", "apparent_age_std", "_face.jpg")}
+
+
 def read_cvpr_age(folder: Path, subset: str) -> Iterator[Face]:
     """ChaLearn LAP 2016 apparent age, in any of its three layouts."""
     images = entry(folder / "age", subset)
-    official = folder / f"age/{subset}_gt.csv"
-    appa_real = folder / f"age/gt_avg_{subset}.csv"
-    if official.is_file():
-        yield from read_ages(official, ("image", "mean", "stdv"), images.name, "")
-    elif appa_real.is_file():
-        columns = ("file_name", "apparent_age_avg", "apparent_age_std")
-        yield from read_ages(appa_real, columns, images.name, "_face.jpg")
-    else:
-        ages = {f"{age:0{digits}}": age for digits in (1, 2, 3) for age in range(MAX_AGE + 1)}
-        yield from class_folders(images, folder, "age", ages)
-
-
-def read_ages(table: Path, columns: tuple[str, str, str], images: str, ending: str) -> Iterator[Face]:
-    """A table of `columns` with the name, the age and its standard deviation."""
-    for where, row in read_csv(table, columns):
-        name, age, std = (row[column] for column in columns)
-        # a path of another machine is searched below the part's folder
-        name = name.rpartition(f"/{images}/")[2].lstrip("/")
-        yield Face(f"age/{images}/{name}{ending}", number(age, 0, MAX_AGE, where, columns[1]),
-                   number(std, 0, MAX_AGE, where, columns[2]))
+    for table, (*columns, ending) in AGE_TABLES.items():
+        file = folder / "age" / table.format(subset)
+        if file.is_file():
+            for where, row in read_csv(file, columns):
+                name, age, std = (row[column] for column in columns)
+                # a path of another machine is searched below the part's folder
+                name = f"/{name}".rpartition(f"/{images.name}/")[2].lstrip("/")
+                yield Face(f"age/{images.name}/{name}{ending}", number(age, 0, MAX_AGE, where, columns[1]),
+                           number(std, 0, MAX_AGE, where, columns[2]))
+            return
+    ages = {f"{age:0{digits}}": age for digits in (1, 2, 3) for age in range(MAX_AGE + 1)}
+    yield from class_folders(images, folder, "age", ages)
 
 
 def read_cvpr_gender(folder: Path, subset: str) -> Iterator[Face]:
     """ChaLearn's gender folders."""
     images = entry(folder / "gender", subset)
-    yield from class_folders(images, folder, "gender", numbered("gender"))
+    yield from class_folders(images, folder, "gender", CLASS_NUMBERS["gender"])
 
 
 def read_fer2013(folder: Path, subset: str) -> Iterator[Face]:
@@ -431,7 +419,7 @@ def read_fer2013(folder: Path, subset: str) -> Iterator[Face]:
     images = entry(folder, subset)
     if subset == "valid":
         images = valid if valid.is_dir() else entry(folder, "test")
-    for face in class_folders(images, folder, "emotion", numbered("emotion")):
+    for face in class_folders(images, folder, "emotion", CLASS_NUMBERS["emotion"]):
         # without valid/, Kaggle's folders have both parts in test/
         public = Path(face.file).name.startswith("PublicTest")
         if subset == "train" or valid.is_dir() or public == (subset == "valid"):
@@ -462,7 +450,7 @@ def read_utkface(folder: Path, subset: str) -> Iterator[Face]:
     The same name twice is one face, since Kaggle's copies hold some pictures twice.
     """
     seen = set()
-    for file in files_below(folder):
+    for file in files_below(folder, set()):
         stem = file.name.partition(".")[0]
         if subset_by_hash(stem, 10, {9: "test", 8: "valid"}) != subset:
             continue
@@ -496,7 +484,7 @@ def read_fairface(folder: Path, subset: str) -> Iterator[Face]:
     table = folder / f"fairface_label_{'val' if subset == 'test' else 'train'}.csv"
     if not table.is_file():
         return
-    genders = numbered("gender")
+    genders = CLASS_NUMBERS["gender"]
     for where, row in read_csv(table, ("file", "age", "gender", "race")):
         held_out = subset_by_hash(row["file"], 20, {19: "valid"})
         if subset not in ("test", held_out):
@@ -580,20 +568,14 @@ def number(text: str, low: float, high: float, where: str, what: str) -> float:
     return float(text)
 
 
-def numbered(task: str) -> dict[str, int]:
-    """The classes of a task: name -> number."""
-    return {name: number for number, name in enumerate(CLASS_NAMES[task])}
-
-
-def is_system_file(name: str) -> bool:
-    """Whether an entry of a folder is one that operating systems and programs leave there."""
-    return name.startswith((".", "__MACOSX", "@eaDir", "$RECYCLE")) or name in ("Thumbs.db", "desktop.ini")
+# what operating systems and programs leave in folders begins so
+SYSTEM_FILES = (".", "__MACOSX", "@eaDir", "$RECYCLE", "Thumbs.db", "desktop.ini")
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in sorted order, without what systems leave there; nothing where it is none."""
+    """What lies in a folder, in sorted order, without SYSTEM_FILES; nothing where it is none."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if not is_system_file(path.name)]
+    return [path for path in found if not path.name.startswith(SYSTEM_FILES)]
 
 
 def entry(folder: Path, *names: str) -> Path:
@@ -602,19 +584,19 @@ def entry(folder: Path, *names: str) -> Path:
     return [*found, folder / names[0]][0]
 
 
-def files_below(folder: Path, passed_over: Path | None = None) -> Iterator[Path]:
-    """The files in a folder and all folders in it, in sorted order, without what systems leave there.
+def files_below(folder: Path, seen: set[str]) -> Iterator[Path]:
+    """The files in a folder and all folders in it, in sorted order, without SYSTEM_FILES.
 
-    Linked folders are followed, and each folder is searched once; `passed_over` is not.
+    Links are followed. Folders whose real paths are in `seen` are passed over; searched ones are added.
     """
-    seen = {os.path.realpath(passed_over)} if passed_over else set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_system_file(name))
-        if os.path.realpath(place) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(place))
-        yield from (Path(place, name) for name in sorted(files) if not is_system_file(name))
+    if os.path.realpath(folder) in seen:
+        return
+    seen.add(os.path.realpath(folder))
+    for path in entries(folder):
+        if path.is_dir():
+            yield from files_below(path, seen)
+        else:
+            yield path
 
 
 def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int]) -> Iterator[Face]:
@@ -905,7 +887,8 @@ def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
         try:
             return crop_face(part, face, size, detect)
         except Exception as error:          # Pillow raises anything on a broken file, which is counted
-            if getattr(error, "errno", None):               # the disk's fault, not the file's
+            # the disk's fault, not the file's; a broken TIFF is an invalid argument
+            if getattr(error, "errno", None) not in (None, errno.EINVAL):
                 raise
             return np.zeros((size, size, 3), np.uint8), UNDECODABLE
     shape = (len(part.faces), size, size, 3)
@@ -924,8 +907,7 @@ def crop_face(part: Part, face: Face, size: int, detect: bool) -> tuple[np.ndarr
     """The square of a face, (size, size, 3) uint8, and what became of its picture."""
     if part.source.grey:
         if face.pixels:
-            pixels = bytes(map(int, face.pixels.split()))   # which are 0..255
-            image = Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(48, 48))
+            image = Image.fromarray(np.array(face.pixels.split(), np.uint8).reshape(48, 48))
         else:
             image = Image.fromarray(center_crop(open_picture(part.folder / face.file), 48))
         image = image.convert("L").convert("RGB")
@@ -977,8 +959,7 @@ def describe(faces: Faces, name: str) -> list[str]:
     """Lines on a table: rows found, used, dropped by reason, and how the labels are spread."""
     lost = sum(len(names) for part in faces.parts for names in part.dropped.values())
     lines = [f"{name}: {len(faces) + lost:,} rows found, {len(faces):,} used, {lost:,} dropped"]
-    for part in faces.parts:
-        lines += [f"    {note}" for note in notes(part)]
+    lines += [f"    {line}" for line in left_out(faces)]
     decades = np.sort(faces["age"][faces.known("age")] // 10).astype(int)
     spread = {"group": sorted(faces["group"]), "age": [f"{decade}0s" for decade in decades]}
     for task, names in CLASS_NAMES.items():
@@ -991,15 +972,12 @@ def describe(faces: Faces, name: str) -> list[str]:
     return lines
 
 
-def notes(part: Part) -> list[str]:
-    """A line for each reason why faces of a part are not used, or used with a remark."""
-    return [*(f"dropped, {reason}: {few(names)}" for reason, names in part.dropped.items()),
-            *(f"used, {remark}: {few(names)}" for remark, names in part.remarks.items())]
-
-
 def left_out(faces: Faces) -> list[str]:
-    """The notes on all parts of a table."""
-    return [f"{part.name}: {note}" for part in faces.parts for note in notes(part)]
+    """A line for each reason why faces of a part are not used, or used with a remark."""
+    return [f"{part.name}: {use}, {reason}: {few(names)}"
+            for part in faces.parts
+            for use, reasons in (("dropped", part.dropped), ("used", part.remarks))
+            for reason, names in reasons.items()]
 
 
 def few(names: list[str]) -> str:
@@ -1009,24 +987,22 @@ def few(names: list[str]) -> str:
 
 def report(root: Path, source: Source, size: int, cache: Path, detect: bool) -> int:
     """Print what is there of a source. Returns how many parts. Raises DataError where one can't be read."""
-    parts, gaps = [], []
+    parts = []
     for subset in SUBSETS:
         try:
             parts.append(read_part(root, source, subset, TASKS))
         except Missing as gap:
-            gaps.append(gap)
-    print(*gaps, sep="\n", end="\n" * bool(gaps))
+            print(gap)
     tables = [prepare(part, size, cache, detect) for part in parts]
     if tables:
         print(describe(join(tables), source.name)[0])
-    pictures = [digests(part) for part in parts]
+    pictures = [list(digests(part).values()) for part in parts]
     for table, part, mine in zip(tables, parts, pictures):
         print(*describe(table, part.name), sep="\n")
-        copies = [f"{len(mine) - len(set(mine.values())):,} repeat another one"]
-        for other, theirs in zip(parts, pictures):
+        copies = [f"{len(mine) - len(set(mine)):,} repeat another one"]
+        for other, theirs in zip(parts, map(set, pictures)):
             if other is not part:
-                taken = set(theirs.values())
-                count = sum(digest in taken for digest in mine.values())
+                count = sum(digest in theirs for digest in mine)
                 copies.append(f"{count:,} are in {other.subset} too")
         print(f"    pictures: {', '.join(copies)}", flush=True)
     return len(parts)
@@ -1044,10 +1020,17 @@ def is_drawn(root: Path) -> bool:
     return (root / DRAWN).is_file()
 
 
-# what shows an emotion: half the height of the eyes, the brows' slope and height, in pixels
-EYES_AND_BROWS = {"angry": (7, 7, 52), "disgust": (4, 3, 52), "fear": (11, -6, 46), "happy": (5, 0, 52),
-                  "sad": (7, -7, 52), "surprise": (10, 0, 46), "neutral": (7, 0, 52)}
 SKIN, HAIR, DARK, RED = np.array([236, 190, 160]), np.array([50, 35, 25]), (30, 20, 20), (150, 20, 40)
+# what shows an emotion: half the height of the eyes, the brows' slope and height; how the mouth is drawn
+EXPRESSIONS = {
+    "angry": (7, 7, 52, "line", (44, 94, 84, 94), DARK, 13),
+    "disgust": (4, 3, 52, "line", (42, 100, 53, 86, 64, 100, 75, 86, 86, 100), DARK, 7),
+    "fear": (11, -6, 46, "rectangle", (42, 82, 86, 104), "white", RED, 4),
+    "happy": (5, 0, 52, "chord", (42, 70, 86, 108), 0, 180, RED),
+    "sad": (7, -7, 52, "arc", (42, 86, 86, 122), 190, 350, RED, 7),
+    "surprise": (10, 0, 46, "ellipse", (52, 79, 76, 111), RED),
+    "neutral": (7, 0, 52, "line", (44, 94, 84, 94), DARK, 4),
+}
 
 
 def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
@@ -1069,22 +1052,12 @@ def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -
     if gender == 1:                                         # a beard around the mouth
         draw.chord((24, 16, 104, 120), 0, 180, (60, 40, 30))
         draw.ellipse((38, 70, 90, 114), skin)
-    name = CLASS_NAMES["emotion"][emotion]
-    eyes, slope, brow = EYES_AND_BROWS[name]
+    eyes, slope, brow, mouth, *look = EXPRESSIONS[CLASS_NAMES["emotion"][emotion]]
     for x, tilt in (46, slope), (82, -slope):
         draw.ellipse((x - 9, 64 - eyes, x + 9, 64 + eyes), "white")
         draw.ellipse((x - 4, 60, x + 4, 68), DARK)
         draw.line((x - 10, brow - tilt, x + 10, brow + tilt), DARK, 5)
-    mouth, *look = {
-        "angry": (draw.line, (44, 94, 84, 94), DARK, 13),
-        "disgust": (draw.line, (42, 100, 53, 86, 64, 100, 75, 86, 86, 100), DARK, 7),
-        "fear": (draw.rectangle, (42, 82, 86, 104), "white", RED, 4),
-        "happy": (draw.chord, (42, 70, 86, 108), 0, 180, RED),
-        "sad": (draw.arc, (42, 86, 86, 122), 190, 350, RED, 7),
-        "surprise": (draw.ellipse, (52, 79, 76, 111), RED),
-        "neutral": (draw.line, (44, 94, 84, 94), DARK, 4),
-    }[name]
-    mouth(*look)
+    getattr(draw, mouth)(*look)
     shift = tuple(rng.integers(-4, 5, 2).tolist())
     return image.rotate(0, translate=shift, fillcolor=ground)
 

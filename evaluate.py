@@ -497,7 +497,7 @@ def evaluate_network(split: str, data: str, cache: Path | None = None, subset: s
         raise DataError(f"{predictor.file}: trained for {', '.join(content['tasks'])}; "
                         f"{split} has no labels of it; --checkpoint names another")
     parts, gaps = datasets.read(root, [split], subset, tasks)
-    faces = datasets.load(parts, tasks, content["decoded_size"], cache, content["detected"])
+    faces = datasets.load(parts, content["decoded_size"], cache, content["detected"])
     predictions = predict(predictor.network, faces, predictor.size, tasks, predictor.device, tta)
     if save_predictions:
         write_predictions(save_predictions, faces, predictions)
@@ -617,8 +617,8 @@ def parse_prediction(text: str, task: str, where: str) -> float:
     """A cell: years, or a class's name or number. Raises DataError."""
     if task == "age":
         return datasets.number(text, -1000, 1000, where, task)
-    classes = datasets.numbered(task)
-    classes |= {str(number): number for number in classes.values()}
+    classes = datasets.CLASS_NUMBERS[task]
+    classes = classes | {str(number): number for number in classes.values()}
     word = text.strip().lower()
     word = SYNONYMS.get(word, word)
     if word not in classes:
@@ -931,7 +931,7 @@ def picture_files(names: Iterable[str], out: Path | None) -> Iterator[Path]:
         if name == "-":
             yield from picture_files(names_on_stdin(), out)
         elif os.path.isdir(name):
-            for file in datasets.files_below(Path(name), out):
+            for file in datasets.files_below(Path(name), {os.path.realpath(out)} if out else set()):
                 if file.suffix.lower() in UNREADABLE + VIDEO_FILES or datasets.is_picture(file):
                     yield file
         else:

@@ -107,33 +107,29 @@ def augment(images: Tensor, size: int, draws: Tensor) -> Tensor:
     Each image is mirrored or not, turned, scaled and shifted in one bilinear resampling; some turn grey;
     contrast and brightness vary; some lose a rectangle. draws: (n, DRAWS) float32 in 0..1.
     """
-    # each (n, 1, 1), to meet the pixels' places across (1, size) and down (size, 1)
-    (mirror, turn, scale, right, down, grey, contrast, brightness,
-     erase, top, left, height, width) = draws.view(-1, DRAWS, 1, 1).unbind(1)
-    places = torch.arange(size, device=draws.device) / size
-    # where each pixel is taken from, in grid_sample's coordinates -1..1
-    centres = 2 * places + 1 / size - 1
-    x, y = centres.view(1, -1), centres.view(-1, 1)
-    x = torch.where(mirror < 0.5, -x, x)
+    mirror, turn, scale, right, down = draws[:, :5].unbind(1)
+    # each (n, 1, 1, 1), to meet the images
+    (grey, contrast, brightness,
+     erase, top, left, height, width) = draws[:, 5:, None, None, None].unbind(1)
+    flip = torch.where(mirror < 0.5, -1, 1)
     turn = math.radians(TURN) * (2 * turn - 1)
     zoom = (1 + SCALE) ** (2 * scale - 1)
     cos, sin = turn.cos() * zoom, turn.sin() * zoom
-    across = x * cos - y * sin + 2 * SHIFT * (2 * right - 1)
-    along = x * sin + y * cos + 2 * SHIFT * (2 * down - 1)
-    grid = torch.stack((across, along), 3)
+    across, along = 2 * SHIFT * (2 * right - 1), 2 * SHIFT * (2 * down - 1)
+    matrix = torch.stack((flip * cos, -sin, across, flip * sin, cos, along), 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, [len(images), 3, size, size], align_corners=False)
     batch = resize(images, min(size, images.shape[1]))      # the grid enlarges
     batch = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
     batch = batch.contiguous(memory_format=torch.channels_last)
     luma = F.conv2d(batch, constant(LUMA, batch.device))
-    batch.lerp_(luma, (grey < GREY).float().unsqueeze(1))
+    batch.lerp_(luma, (grey < GREY).float())
     gain = 1 + CONTRAST * (2 * contrast - 1)
     # contrast turns around mid-grey
     shift = (1 - gain) / 2 + BRIGHTNESS * (2 * brightness - 1)
-    batch = normalise(batch, gain.unsqueeze(1), shift.unsqueeze(1))
-    rows = inside(places.view(-1, 1), top, height)
-    columns = inside(places.view(1, -1), left, width)
-    hole = rows & columns & (erase < ERASED)
-    return batch.masked_fill_(hole.unsqueeze(1), 0)
+    batch = normalise(batch, gain, shift)
+    places = torch.arange(size, device=draws.device) / size
+    hole = inside(places.view(-1, 1), top, height) & inside(places, left, width) & (erase < ERASED)
+    return batch.masked_fill_(hole, 0)
 
 
 def inside(places: Tensor, begin: Tensor, length: Tensor) -> Tensor:

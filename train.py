@@ -283,7 +283,7 @@ class Run:
     def open_log(self, folder: str, mode: str) -> None:
         """Open the log; it is locked, since one process at a time may train a run."""
         file = Path(folder, f"{self.folder.resolve().name}.txt")
-        self.lines = open(file, mode, encoding="utf-8")
+        self.lines = open(file, mode, encoding="utf-8", errors="backslashreplace")
         self.lines.seek(0, os.SEEK_END)
         try:
             import fcntl
@@ -357,7 +357,7 @@ def read_parts(args: Namespace) -> tuple[list[Part], list[Part]]:
             with contextlib.suppress(datasets.Missing):
                 parts, _ = datasets.read(root, names, subset, tasks)
                 held_out += parts
-        train = [datasets.drop_copies(part, held_out) for part in train]
+        train = datasets.drop_copies(train, held_out)
     return train, valid
 
 
@@ -367,7 +367,7 @@ def load_faces(args: Namespace, world: int, parts: list[Part]) -> Faces:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if local_rank > 0:
         dist.barrier()
-    faces = datasets.load(parts, trained_tasks(args), args.image_size, cache, args.detect)
+    faces = datasets.load(parts, args.image_size, cache, args.detect)
     if world > 1 and local_rank == 0:
         dist.barrier()
     return faces

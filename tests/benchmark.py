@@ -104,7 +104,7 @@ def draw(root: Path) -> None:
 def load(args: argparse.Namespace, root: Path, cache: Path) -> datasets.Faces:
     """The sample's train parts of all three tasks, prepared."""
     parts, _ = datasets.read(root, ("cvpr2016", "fer2013"), "train", datasets.TASKS)
-    return datasets.load(parts, datasets.TASKS, args.image_size, cache)
+    return datasets.load(parts, args.image_size, cache)
 
 
 def training(args: argparse.Namespace, device: torch.device, root: Path) -> list[list[str]]:

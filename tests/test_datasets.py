@@ -29,7 +29,7 @@ def read(root, dataset, subset="train", tasks=datasets.TASKS):
 
 
 def load(root, dataset, subset="train", tasks=datasets.TASKS, size=16):
-    return datasets.load(read(root, dataset, subset, tasks), tasks, size, root / ".cache")
+    return datasets.load(read(root, dataset, subset, tasks), size, root / ".cache")
 
 
 def make(folder, *files, **texts):
@@ -68,8 +68,9 @@ REPORT = ("datasets.py", "--data", ".", "--image-size", 64)
        {}, [face]) for subset, face in (("train", Face("train/happy/a.jpg", emotion=3)),
                                         ("valid", Face("test/sad/PublicTest_1.png", emotion=4)),
                                         ("test", Face("test/angry/PrivateTest_1.png", emotion=0)))),
-    ("cvpr2016", "train", ["age/train/x.jpg"], {"age/train_gt.csv": AGES + "x.jpg,31.5,4.25\n"},
-     [Face("age/train/x.jpg", 31.5, 4.25)]),
+    ("cvpr2016", "train", ["age/train/x.jpg", "age/train/y.jpg"], {
+        "age/train_gt.csv": AGES + "x.jpg,31.5,4.25\ntrain/y.jpg,3,1\n"},
+     [Face("age/train/x.jpg", 31.5, 4.25), Face("age/train/y.jpg", 3, 1.0)]),
     ("cvpr2016", "test", ["age/test/x.jpg_face.jpg"], {
         "age/gt_avg_test.csv": "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n"
                                "x.jpg,38,31.5,4.25,30\n"}, [Face("age/test/x.jpg_face.jpg", 31.5, 4.25)]),
@@ -241,7 +242,7 @@ def test_imdb_wiki_cleaning_counts_each_reason(tmp_path):
 def test_age_is_counted_in_whole_years_on_1_july():
     days = [np.datetime64(born).astype(int) + 719529
             for born in ("1960-01-01", "1960-07-01", "1960-07-02", "1960-12-31")]
-    ages = datasets.completed_years(np.array([*days, np.nan, 1e300]), np.full(6, 1990))
+    ages = [datasets.completed_years(born, 1990) for born in (*days, np.nan, 1e300)]
     np.testing.assert_equal(ages, [30, 30, 29, 29, np.nan, np.nan])
 
 
@@ -350,7 +351,8 @@ def test_what_is_huge_or_no_picture_is_refused(tmp_path, monkeypatch):
 
 def test_broken_images_are_named_and_left_out(tmp_path):
     folder = gender_set(tmp_path) / "cvpr2016/gender/train/female"
-    make(folder, **{"0.jpg": "", "2.jpg": "no image"})
+    # of the BigTIFF Pillow seeks a senseless place, of which the disk complains
+    make(folder, **{"0.jpg": "", "2.jpg": "II+\0\b\0\0\0" + 7 * "\0" + "\x40" + 50 * "\0"})
     (folder / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (part,) = read(tmp_path, "cvpr2016", tasks=["gender"])
     before = copy.deepcopy(part)
@@ -363,8 +365,8 @@ def test_broken_images_are_named_and_left_out(tmp_path):
             assert (image == datasets.center_crop(picture, 16)).all()       # each face has its own image
         assert (part.faces, part.dropped, part.remarks) == (before.faces, before.dropped, before.remarks)
     make(folder.parent, **{f"{('female', 'male')[i % 2]}/{i}.jpg": "" for i in range(6)})
-    with pytest.raises(DataError, match="no usable face for gender.*undecodable file: 6"):
-        load(tmp_path, "cvpr2016", tasks=["gender"])
+    with pytest.raises(DataError, match="no usable face.*undecodable file: 6"):
+        load(tmp_path, "cvpr2016")
 
 
 # ---- the cache
@@ -406,7 +408,7 @@ def slow(file, side):
     return original(file, side)
 datasets.open_picture = slow
 parts, _ = datasets.read(root, ["cvpr2016"], "train", ["gender"])
-faces = datasets.load(parts, ["gender"], 16, root / ".cache")
+faces = datasets.load(parts, 16, root / ".cache")
 print(len(faces), faces.images[0].any((1, 2, 3)).all(), int(faces.images[0].sum()))
 """
 
@@ -482,10 +484,10 @@ def test_copies_are_found_by_their_bytes_and_counted(tmp_path):
         (train,), (valid,) = (read(tmp_path, dataset, subset) for subset in ("train", "valid"))
         taken = set(datasets.digests(valid).values())
         assert sorted(file for file, digest in datasets.digests(train).items() if digest in taken) == copies
-        kept = datasets.drop_copies(train, [valid])
+        (kept,) = datasets.drop_copies([train], [valid])
         assert kept.dropped == {"picture of valid or test": copies} and not train.dropped
         assert len(datasets.prepare(kept, 16, tmp_path / ".cache")) == left
-        assert datasets.drop_copies(train, []).faces == train.faces
+        assert datasets.drop_copies([train], [])[0].faces == train.faces
     text = run(*REPORT, cwd=tmp_path).stdout
     assert "pictures: 0 repeat another one, 1 are in train too" in text[text.index("gender valid: "):]
     assert "pictures: 1 repeat another one, 2 are in valid too" in text

@@ -365,7 +365,7 @@ def test_two_processes_train_as_one_and_validate_every_image_once(place):
     model, content = models.open_checkpoint(last)
     root, decoded, tasks = place / "data/sample", content["decoded_size"], content["tasks"]
     parts, _ = datasets.read(root, ["cvpr2016", "fer2013"], "valid", tasks)
-    faces = datasets.load(parts, tasks, decoded, root / ".cache")
+    faces = datasets.load(parts, decoded, root / ".cache")
     predictions = evaluate.predict(model, faces, content["image_size"], tasks, torch.device("cpu"))
     metrics = evaluate.means(evaluate.per_face(faces, predictions))
     assert metrics["age_mae"] == pytest.approx(two["age_mae"], rel=1e-6)
@@ -455,10 +455,12 @@ def test_training_without_copies(tmp_path):
         for i in range(count):
             name = f"data/cvpr2016/gender/{subset}/{('female', 'male')[i % 2]}/{i}.png"
             picture(tmp_path / name, 100 if i == 0 else i + count, (32, 32))
+    (tmp_path / "data/cvpr2016/gender/train/male/caf\udce9.png").touch()        # not UTF-8
     run("train.py", "--split", "cvpr2016", "--weights", 0, 1, 0, "--without-copies", "--image-size", 32,
         "--epochs", 1, "--batch-size", 4, cwd=tmp_path)
     text = the_log(tmp_path).read_text()
-    assert "cvpr2016 gender train: 12 rows found, 11 used, 1 dropped" in text
+    assert "cvpr2016 gender train: 13 rows found, 11 used, 2 dropped" in text
+    assert "dropped, undecodable file: 1 (gender/train/male/caf\\udce9.png)" in text
     assert "cvpr2016 gender train: dropped, picture of valid or test: 1 (gender/train/female/0.png)" in text
 
 
@@ -466,6 +468,13 @@ def test_a_set_that_a_task_needs_is_missing(place, tmp_path):
     (tmp_path / "bare").mkdir()
     done = run("train.py", "--data", "bare", cwd=tmp_path, status=2)
     assert "cvpr2016 age's train part is not there" in done.stderr
+    for subset in ("train", "valid"):
+        for file in (f"gender/{subset}/male/1.png", f"age/{subset}/31/1.png", f"age/{subset}/32/1.png"):
+            picture(tmp_path / "bare/cvpr2016" / file)
+        (tmp_path / f"bare/cvpr2016/gender/{subset}/male/1.png").write_text("version https://git-lfs")
+    done = run("train.py", "--data", "bare", "--split", "cvpr2016", "--weights", 1, 1, 0, "--image-size", 32,
+               cwd=tmp_path, status=2)
+    assert "cvpr2016 gender train: no usable face; " in done.stderr
 
 
 def test_later_epochs_open_no_picture(place, monkeypatch):
