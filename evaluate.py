@@ -7,8 +7,6 @@
     python evaluate.py photo.jpg clip.mp4 faces/ --detect                   age, gender, emotion of each face
 """
 import argparse
-import bisect
-import codecs
 import contextlib
 import inspect
 import itertools
@@ -33,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+from torchvision.ops import box_iou
 
 import model as models
 
@@ -47,10 +46,6 @@ class Predictions:
     """What was predicted for each face of a table, by task; a task that was not predicted is absent."""
     values: dict[str, np.ndarray]                               # (n,) float years; (n,) int classes
     logits: dict[str, Tensor] = field(default_factory=dict)     # (n, classes) float32, of a network
-
-    def keep(self, rows: np.ndarray) -> "Predictions":
-        """Those of `rows` (n,) bool, without logits."""
-        return Predictions({task: values[rows] for task, values in self.values.items()})
 
 
 @torch.inference_mode()
@@ -214,9 +209,9 @@ def calibrate(faces: Faces, predictions: Predictions) -> dict[str, float]:
 def fit_temperature(task: str, logits: Tensor, truth: Tensor) -> float:
     """The temperature of logits (n, classes) with labels (n,)."""
     if task == "age":                                       # intervals widen with the temperature
-        return TEMPERATURES[bisect.bisect_left(
-            TEMPERATURES[:-1], 100 * models.AGE_MASS,
-            key=lambda t: in_age_interval(logits / t, truth).mean())]
+        wide = (t for t in TEMPERATURES
+                if in_age_interval(logits / t, truth).mean() >= 100 * models.AGE_MASS)
+        return next(wide, TEMPERATURES[-1])
     return min(TEMPERATURES, key=lambda t: F.cross_entropy(logits / t, truth).item())
 
 
@@ -343,16 +338,16 @@ def confusion_table(task: str, matrix: np.ndarray) -> str:
     return table([f"true {task}", "recall (%)", "95 %", "faces", *(f"as {name}" for name in names)], rows)
 
 
-def comparison_table(faces: Faces, compared: dict[str, Predictions]) -> str:
-    """A row for each of `compared`: the FIGURES, and the differences to the first row, face by face."""
+def comparison_table(faces: Faces, compared: dict[str, Predictions], chosen=slice(None)) -> str:
+    """A row for each of `compared`: the FIGURES of the `chosen` faces, and differences to the first row."""
     measured = {title: per_face(faces, predictions) for title, predictions in compared.items()}
     names = [name for name in FIGURES if any(name in figures for figures in measured.values())]
     first, unknown = next(iter(measured.values())), np.full(len(faces), math.nan)
     rows = {title: {} for title in measured}
     for name, (title, figures) in itertools.product(names, measured.items()):
         values = figures.get(name, unknown)
-        rows[title][FIGURES[name]] = values
-        rows[title][f"{FIGURES[name]} difference"] = values - first.get(name, unknown)
+        difference = values - first.get(name, unknown)
+        rows[title] |= {FIGURES[name]: values[chosen], f"{FIGURES[name]} difference": difference[chosen]}
     return figure_table("predictions", rows)
 
 
@@ -456,7 +451,7 @@ def results_row(figures: dict[str, float], remark: str, weights: str, rate: str)
 
 def row_of_log(log: Log) -> list[str]:
     """A run's row in the results table: its best epoch, and on which data sets it was evaluated."""
-    options, epochs = log.options, log.epochs
+    options, epochs = log
     tasks = [task for task in TASKS if any(figures.get(METRICS[task]) for figures in epochs)]
     best = min(epochs, key=lambda figures: mean_error(
         {METRICS[task].removeprefix("val_"): figures.get(METRICS[task], 0) for task in tasks}))
@@ -526,8 +521,7 @@ def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: 
         print(comparison_table(faces, compared))
         if seen is not None and seen.any():
             print(f"\nover the {(~seen).sum():,} images that are not in the train part")
-            unseen = {file: of_file.keep(~seen) for file, of_file in compared.items()}
-            print(comparison_table(faces.keep(~seen), unseen))
+            print(comparison_table(faces, compared, ~seen))
         return
     (title, only), = compared.items()
     print(report(faces, only, seen))
@@ -548,16 +542,14 @@ def seen_in_training(root: Path, parts: list[Part], faces: Faces,
     """Which faces' pictures are also in the data set's train part: (n,) bool; None where that is unknown."""
     if parts[0].subset == "train":
         return None
-    unknown = "it is unknown which images are in the train part too:"
     try:
         train = [datasets.read_part(root, part.source, "train", tasks) for part in parts]
+        taken = set().union(*(datasets.digests(part).values() for part in train))
+        mine = [datasets.digests(part) for part in parts]
+        if not taken or not any(mine):
+            raise DataError("they are not on disk")
     except DataError as error:
-        print(unknown, error)
-        return None
-    taken = set().union(*(datasets.digests(part).values() for part in train))
-    mine = [datasets.digests(part) for part in parts]
-    if not taken or not any(mine):
-        print(unknown, "they are not on disk")
+        print("it is unknown which images are in the train part too:", error)
         return None
     seen = [mine[part].get(file) in taken for part, file in zip(faces["part"], faces["file"])]
     print(f"{sum(seen):,} of the images are in the train part too; "
@@ -728,8 +720,9 @@ def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> 
         tracks.clear()
     recent = [number for number, track in tracks.items() if frame.time - track[-1][0] <= SMOOTHED]
     boxes = [detection.box if detection else (0, 0, 1, 1) for detection, _ in found]
-    pairs = [(overlap(tracks[number][-1][1], box), i, number)
-             for i, box in enumerate(boxes) for number in recent]
+    both = boxes, [tracks[number][-1][1] for number in recent]
+    shares = box_iou(*(torch.tensor(each).float().view(-1, 4) for each in both)).tolist()
+    pairs = [(shares[i][j], i, number) for i in range(len(boxes)) for j, number in enumerate(recent)]
     numbers = {}
     for share, i, number in sorted(pairs, reverse=True):
         if share >= SAME_FACE and i not in numbers and number not in numbers.values():
@@ -743,14 +736,6 @@ def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> 
         mean = {task: torch.stack([each[task] for each in averaged]).mean(0) for task in logits}
         numbered.append((detection, mean, number))
     return numbered
-
-
-def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """The intersection of two boxes over their union."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(0, width) * max(0, height)
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (a, b)]
-    return both / max(1, sum(areas) - both)
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------
@@ -805,11 +790,8 @@ class Predictor:
             image = image.convert("RGB")
         if not self.detect:
             return [(None, datasets.center_crop(image, self.size))]
-        result = []
-        for face in datasets.find_faces(image):
-            square = datasets.align(image, face.landmarks, self.size)
-            result.append((face._replace(box=tuple(map(round, face.box))), square))
-        return result
+        return [(face, datasets.align(image, face.landmarks, self.size))
+                for face in datasets.find_faces(image)]
 
     @torch.inference_mode()
     def logits(self, found: list[tuple[Detection | None, np.ndarray]]) -> list[tuple]:
@@ -819,9 +801,9 @@ class Predictor:
             detections, squares = zip(*found[start:start + BATCH])
             images = torch.from_numpy(np.stack(squares)).to(self.device)
             outputs = forward(self.network, images, self.size, self.content["tasks"], self.tta)
-            logits = [outputs[task].cpu().split(1) for task in outputs]
-            for detection, *of_face in zip(detections, *logits):
-                faces.append((detection, dict(zip(outputs, of_face))))
+            outputs = {task: logits.cpu() for task, logits in outputs.items()}
+            for i, face in enumerate(detections):
+                faces.append((face, {task: logits[i:i + 1] for task, logits in outputs.items()}))
         return faces
 
     def describe(self, face: Detection | None, outputs: dict[str, Tensor],
@@ -829,7 +811,7 @@ class Predictor:
         """One face's prediction, of its logits (1, classes) by task."""
         values = {"number": number, "probabilities": {}}
         if face:
-            values |= {"box": face.box, "confidence": float(face.confidence)}
+            values |= {"box": tuple(map(round, face.box)), "confidence": float(face.confidence)}
         for task, logits in outputs.items():
             calibrated = logits / self.temperatures.get(task, 1)
             if task == "age":
@@ -941,8 +923,8 @@ def picture_files(names: Iterable[str], out: Path | None) -> Iterator[Path]:
 def names_on_stdin() -> list[str]:
     """Names separated by NUL or by lines, in UTF-8 or UTF-16."""
     content = sys.stdin.buffer.read()
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = content.decode("utf-16" if utf16 else "utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = content.decode(encoding, errors="surrogateescape")
     return list(filter(None, re.split("\0" if "\0" in text else "[\r\n]+", text)))
 
 
@@ -1095,8 +1077,8 @@ def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
                 values[(values == 0) | (abs(values) > 1e9)] = math.nan      # 0 is of a task of weight 0
                 numbers = [figures["epoch"] for figures in epochs]
                 ax.plot(numbers, values, style, color=f"C{i % 10}", marker=".", label=run)
-        lines = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-        axes[0].figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2, fontsize=8)
+        solid, names = (each[1::2] for each in axes[0].get_legend_handles_labels())
+        axes[0].figure.legend(solid, names, loc="outside lower center", ncols=2, fontsize=8)
 
 
 # ---- the command line -------------------------------------------------------------------------------------

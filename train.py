@@ -83,8 +83,9 @@ class Trainer:
         self.targets = {}                       # of teachers, by task: (faces, classes)
         torch.manual_seed(args.seed)
         self.model = models.FaceAttributeNet()
-        for task in TASKS:
-            getattr(self.model, task).requires_grad_(task in self.tasks)
+        for name, module in self.model.named_children():
+            backbone = name not in TASKS and not args.heads
+            module.requires_grad_(backbone or name in self.tasks)
         self.model.to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, args.lr, args.decay)
         self.precision = models.fast_precision(device)
@@ -119,7 +120,7 @@ class Trainer:
         batches = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
         # by task: loss, correct predictions, known labels
         sums = torch.zeros((len(self.tasks), 3), dtype=torch.float64, device=self.device)
-        self.network.train()
+        self.network.train(not args.heads)      # BatchNorm's statistics are the backbone's
         for batch, rate in zip(batches, rates):
             self.step(batch, rate, sums)
         if self.world > 1:
@@ -204,7 +205,7 @@ def size_at(epoch: int, args: Namespace) -> int:
 
     An epoch is validated at its size: a network of 64 pixels fell from 56 to 41 % of emotions at 96.
     """
-    if args.constant or epoch > int(SMALLER_EPOCHS * args.epochs):
+    if args.constant or args.heads or epoch > int(SMALLER_EPOCHS * args.epochs):
         return args.image_size
     return max(16, round(SMALLER_SIDE * args.image_size / 16) * 16)
 
@@ -404,6 +405,8 @@ def make_parser() -> datasets.Parser:
     option("--weights", nargs=len(TASKS), type=weight, default=[1] * len(TASKS), metavar=TASKS,
            help="weights of the losses; a task of weight 0 reads no data (default: 1)")
     option("--pretrained", help="weights to begin with; what fits is loaded")
+    option("--heads", action="store_true",
+           help="train the heads alone, on the features of --pretrained: few images are enough")
     option("--teacher", nargs="+", default=[],
            help="checkpoints whose predictions are learned beside the labels")
     option("--resume", type=Path, help="last.pth of a run to go on with")
@@ -437,6 +440,8 @@ def complete(args: Namespace) -> None:
     tasks = set(trained_tasks(args))
     if not tasks:
         raise DataError("--weights: all are 0; expected one above 0, such as 1 0 0 for age alone")
+    if args.heads and not args.pretrained:
+        raise DataError("--heads: expected --pretrained, whose layers below the heads stay as they are")
     for name in args.rehearse:
         if tasks.isdisjoint(datasets.DATASETS[name]):
             raise DataError(f"--rehearse {name}: the weights of its tasks are 0")

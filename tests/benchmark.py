@@ -113,7 +113,7 @@ def training(args: argparse.Namespace, device: torch.device, root: Path) -> list
     # three pools have `samples` images each
     settings = argparse.Namespace(weights=[1.0, 1.0, 1.0], samples=count // 3, batch_size=args.batch_size,
                                   image_size=args.image_size, epochs=1, lr=0.001, decay=0.0,
-                                  constant=True, seed=0, compile=False)
+                                  constant=True, heads=False, seed=0, compile=False)
     trainer = train.Trainer(settings, device)
     faces = load(args, root, root / ".cache")
     trainer.start(faces)

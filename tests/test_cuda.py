@@ -44,7 +44,7 @@ def trainer_on(gpu, faces, monkeypatch, precision):
     monkeypatch.setattr(models, "fast_precision", lambda device: precision)
     monkeypatch.setattr(train, "make_optimizer", lambda *arguments: None)
     args = argparse.Namespace(weights=[1, 1, 1], samples=None, batch_size=16, image_size=64, epochs=1,
-                              lr=0.1, decay=0.0, constant=False, seed=0, compile=False)
+                              lr=0.1, decay=0.0, constant=False, heads=False, seed=0, compile=False)
     # it is there already
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *arguments, **options: module)
     with torch.device(gpu):

@@ -205,7 +205,7 @@ def table(count, images=None, **labels):
 
 
 SETTINGS = {"weights": [0, 1, 0.5], "samples": None, "batch_size": 64, "epochs": 1, "lr": 3.0, "decay": 0.0,
-            "constant": False, "seed": 0, "image_size": 16, "compile": False}
+            "constant": False, "heads": False, "seed": 0, "image_size": 16, "compile": False}
 
 
 @pytest.mark.parametrize("taught", [False, True])
