@@ -7,6 +7,7 @@
     python evaluate.py photo.jpg clip.mp4 faces/ --detect                   age, gender, emotion of each face
 """
 import argparse
+import bisect
 import contextlib
 import inspect
 import itertools
@@ -209,9 +210,9 @@ def calibrate(faces: Faces, predictions: Predictions) -> dict[str, float]:
 def fit_temperature(task: str, logits: Tensor, truth: Tensor) -> float:
     """The temperature of logits (n, classes) with labels (n,)."""
     if task == "age":                                       # intervals widen with the temperature
-        wide = (t for t in TEMPERATURES
-                if in_age_interval(logits / t, truth).mean() >= 100 * models.AGE_MASS)
-        return next(wide, TEMPERATURES[-1])
+        return TEMPERATURES[bisect.bisect_left(
+            TEMPERATURES[:-1], 100 * models.AGE_MASS,
+            key=lambda t: in_age_interval(logits / t, truth).mean())]
     return min(TEMPERATURES, key=lambda t: F.cross_entropy(logits / t, truth).item())
 
 
@@ -463,7 +464,7 @@ def row_of_log(log: Log) -> list[str]:
     used = [name for name in options.get("split", []) if set(tasks) & set(datasets.DATASETS.get(name, []))]
     remark = f" on {' '.join(used)}" if used else ""
     remark += f" ({', '.join(words)})" if words else ""
-    rate = options.get("lr", [str(epochs[0]["lr"])])
+    rate = options.get("lr", [str(epochs[0].get("lr", ""))])
     return results_row({task: best.get(METRICS[task], 0) for task in tasks}, remark,
                        ", ".join(options.get("weights", [])), *rate)
 
@@ -578,7 +579,7 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
     images = set(faces["file"]).union(*dropped)
     rows, tasks = {}, []
     for where, cells in datasets.read_csv(file, ["image"]):
-        tasks = [task for task in TASKS if task in cells]
+        tasks = [task for task in TASKS if task in cells and faces.known(task).any()]
         name = image_named(cells["image"], images)
         row = {task: parse_prediction(cells[task], task, where) for task in tasks if cells[task].strip()}
         if rows.setdefault(name, row) != row:
@@ -693,19 +694,22 @@ def read_video(source: Path | int) -> Iterator[Frame]:
     """The frames of a video, or of the camera of a number. Raises DataError where that can't be opened."""
     cv2 = datasets.optional("cv2", "opencv-python-headless", "a video")
     live = isinstance(source, int)
-    video = cv2.VideoCapture(source if live else str(source))
-    if live and not video.isOpened():
-        raise DataError(f"camera {source}: can't be opened")
+    # as bytes, since OpenCV 5.0 crashes on a text that is not UTF-8
+    video = cv2.VideoCapture(source if live else os.fsencode(source))
     name = Path(f"camera {source}") if live else source
     rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
     rate = rate if rate > 0 else 25
-    begin = time.monotonic()
     for number in itertools.count():
         there, pixels = video.read()
         if not there:
             break
-        seconds = time.monotonic() - begin if number and live else number / rate
-        yield Frame(name, seconds, rate, np.ascontiguousarray(pixels[..., ::-1]))
+        # a file's frames may be unequally long; some kinds of files don't say when each is shown
+        now = time.monotonic() if live else video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or number / rate
+        if number == 0:
+            begin = now
+        yield Frame(name, now - begin, rate, np.ascontiguousarray(pixels[..., ::-1]))
+    if live and not number:
+        raise DataError(f"camera {source}: can't be opened, or gives no picture")
     if 0 < number < count:
         print(f"{name}: ends after {number} of {count:.0f} frames", file=sys.stderr)
 
@@ -719,6 +723,8 @@ def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> 
     if frame.time == 0:                                     # another video
         tracks.clear()
     recent = [number for number, track in tracks.items() if frame.time - track[-1][0] <= SMOOTHED]
+    for number in tracks.keys() - set(recent):
+        tracks[number] = tracks[number][-1:]                # its number alone is still needed
     boxes = [detection.box if detection else (0, 0, 1, 1) for detection, _ in found]
     both = boxes, [tracks[number][-1][1] for number in recent]
     shares = box_iou(*(torch.tensor(each).float().view(-1, 4) for each in both)).tolist()
@@ -849,6 +855,8 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
                      json: bool = False, csv: Path | None = None, out: Path | None = None) -> int:
     """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status.
     """
+    if camera and out:
+        raise DataError("--out does not go with --camera")
     predictor = Predictor(checkpoint, device, detect, tta)
     about = sys.stderr if json else sys.stdout
     predictor.introduce(file=about)
@@ -973,7 +981,8 @@ def write_frame(folder: Path, count: int, frame: Frame, faces: list[FacePredicti
             video.release()
         cv2 = sys.modules["cv2"]
         target = folder / f"{count:05}_{frame.file.stem[-60:]}.mp4"
-        video = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), frame.rate, (width, height))
+        video = cv2.VideoWriter(os.fsencode(target), cv2.VideoWriter.fourcc(*"mp4v"), frame.rate,
+                                (width, height))
         if not video.isOpened():
             raise DataError(f"{target}: can't be written")
     image = annotate(Image.fromarray(frame.pixels), faces, grow=False)
@@ -1076,9 +1085,10 @@ def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
                 values = np.array([figures.get(name, 0) for figures in epochs])
                 values[(values == 0) | (abs(values) > 1e9)] = math.nan      # 0 is of a task of weight 0
                 numbers = [figures["epoch"] for figures in epochs]
-                ax.plot(numbers, values, style, color=f"C{i % 10}", marker=".", label=run)
-        solid, names = (each[1::2] for each in axes[0].get_legend_handles_labels())
-        axes[0].figure.legend(solid, names, loc="outside lower center", ncols=2, fontsize=8)
+                ax.plot(numbers, values, style, color=f"C{i % 10}", marker=".",
+                        label=run if style == "-" else "_")     # legends leave out names with _
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(),
+                              loc="outside lower center", ncols=2, fontsize=8)
 
 
 # ---- the command line -------------------------------------------------------------------------------------
@@ -1090,7 +1100,8 @@ def make_parser() -> datasets.Parser:
     work.add_argument("pictures", nargs="*", default=[], metavar="PICTURE",
                       help="images, videos and folders of them; - reads names from stdin")
     work.add_argument("--split", choices=datasets.DATASETS, help="the data set to evaluate on")
-    work.add_argument("--camera", metavar="N", help="predict the faces that the camera of this number sees")
+    work.add_argument("--camera", choices=list("0123456789"), metavar="N",
+                      help="predict the faces that the camera of this number sees")
     work.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
     work.add_argument("--export", type=output_file, metavar="FILE",
                       help="write the checkpoint's weights in half precision or, with the ending .onnx, "
@@ -1136,11 +1147,12 @@ def main() -> int | None:
     parameters = inspect.signature(WORKS[work]).parameters
     for name in given.keys() - parameters - {"data", "cache", "debug"}:
         parser.error(f"--{name.replace('_', '-')} does not go with {work}; see --help")
-    inputs = [datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"]]
-    inputs += [*given.get("predictions", []), *filter(os.path.isfile, given.get("pictures", []))]
-    for name in given.keys() & {"save_predictions", "csv", "plot"}:
-        if any(given[name].resolve().is_relative_to(os.path.realpath(read)) for read in inputs):
-            parser.error(f"{given[name]}: is among what is read; name another file")
+    inputs = [*given.get("predictions", []), *given.get("pictures", [])]
+    if "data" in parameters:
+        inputs.append(datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"])
+    for file in [given[name] for name in given.keys() & {"save_predictions", "csv", "plot"}]:
+        if file.exists() and any(file.resolve().is_relative_to(os.path.realpath(read)) for read in inputs):
+            parser.error(f"{file}: is among what is read; name another file")
     if "plot" in given:
         datasets.optional("matplotlib.figure", "matplotlib", "--plot")
     if "out" in given:

@@ -436,8 +436,9 @@ def test_an_output_that_is_there_among_the_data_is_not_replaced(work, trained):
 def test_a_picture_that_is_read_is_not_replaced(tmp_path):
     photo = picture(tmp_path / "a.png")
     before = photo.read_bytes()
-    done = run("evaluate.py", photo, "--csv", photo, cwd=tmp_path, status=2)
-    assert "is among what is read" in done.stderr and photo.read_bytes() == before
+    for read in (photo, tmp_path):
+        done = run("evaluate.py", read, "--csv", photo, cwd=tmp_path, status=2)
+        assert "is among what is read" in done.stderr and photo.read_bytes() == before
 
 
 # ---- pictures

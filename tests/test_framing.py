@@ -198,14 +198,15 @@ def write_video(file):
 
 def test_a_face_keeps_its_number_in_a_video_which_comes_out_annotated(tmp_path):
     write_video(tmp_path / "clips.mp4")
+    (tmp_path / "clips.mp4").rename(tmp_path / "clips\udce9.mp4")       # not UTF-8
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    done = run("evaluate.py", "clips.mp4", "broken.mp4", "--detect", "--csv", "p.csv", "--out", "out",
+    done = run("evaluate.py", "clips\udce9.mp4", "broken.mp4", "--detect", "--csv", "p.csv", "--out", "out",
                cwd=tmp_path, status=1)
-    assert "clips.mp4 1.00 s face 2 at " in done.stdout and "broken.mp4: not a readable" in done.stderr
-    *rows, broken = csv.DictReader((tmp_path / "p.csv").open())
+    assert "clips\udce9.mp4 1.00 s face 2 at " in done.stdout and "broken.mp4: not a readable" in done.stderr
+    *rows, broken = csv.DictReader((tmp_path / "p.csv").open(errors="surrogateescape"))
     assert [row["number"] for row in rows] == ["1"] * 5 + ["1", "2"] * 5
     assert [float(row["time"]) for row in rows[:4]] == [0, 0.2, 0.4, 0.6] and broken["time"] == ""
-    annotated = evaluate.read_video(tmp_path / "out/00001_clips.mp4")
+    annotated = evaluate.read_video(tmp_path / "out/00001_clips\udce9.mp4")
     assert [frame.pixels.shape for frame in annotated] == [(360, 640, 3)] * 10
 
 
@@ -217,6 +218,8 @@ def test_a_camera_is_answered_frame_by_frame_in_json(tmp_path, monkeypatch):
     done = run("evaluate.py", "--camera", "0", "--detect", "--json", cwd=tmp_path)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["image"], row["number"], row["gender"]) for row in rows] == [("camera 0", 1, "female")] * 3
+    done = run("evaluate.py", "--camera", "0", cwd=tmp_path, status=2)      # no frame is left
+    assert "camera 0: can't be opened, or gives no picture" in done.stderr
 
 
 def test_predictions_are_averaged_over_a_second():

@@ -283,6 +283,16 @@ def test_pretraining_and_fine_tuning(place):
     assert "ResNet-18-Age-Gender on imdb-wiki (from scratch, drawn sample)" in table and "1, 0.1, 1" in table
 
 
+def test_the_heads_alone_are_trained_on_the_features_of_others(trained, work, place):
+    first = the_last(work)[0]
+    run("train.py", *SMALL, "--weights", 1, 0, 1, "--heads", "--pretrained", first, "--epochs", 1, cwd=place)
+    before, after = (torch.load(file, weights_only=True)["model"] for file in (first, the_last(place)[0]))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"age", "emotion"}
+    refused = run("train.py", *SMALL, "--heads", cwd=place, status=2)
+    assert "--heads: expected --pretrained" in refused.stderr
+
+
 def test_teachers_are_learned_from_also_in_a_resumed_run(trained, work, place, monkeypatch):
     teacher = the_last(work)[0].with_name("best.pth")
     begin = ("train.py", *SMALL, "--epochs", 2, "--teacher", teacher)
@@ -539,6 +549,7 @@ def test_images_are_smaller_at_first_unless_constant():
         return [train.size_at(epoch, args) for epoch in range(1, args.epochs + 1)]
     assert sizes(epochs=10, image_size=96) == [64] * 6 + [96] * 4
     assert sizes(epochs=10, image_size=96, constant=True) == [96] * 10
+    assert sizes(epochs=10, image_size=96, heads=True) == [96] * 10
     assert sizes(image_size=96) == [96] and sizes(epochs=9) == [16] * 9
 
 
