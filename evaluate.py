@@ -423,7 +423,7 @@ def read_logs(folder: Path) -> dict[Path, Log]:
 
 
 # options of a run that its row tells
-REMARKS = {"teacher": "with teachers", "constant": "constant rate and size",
+REMARKS = {"teacher": "with teachers", "heads": "heads alone", "constant": "constant rate and size",
            "without-copies": "without copies", "drawn": "drawn sample"}
 # the table of the document that this project implements: figures, weights, rate
 ORIGINAL_ROWS = [
