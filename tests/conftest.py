@@ -22,6 +22,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""         # the others compare figures to 
 
 import datasets  # noqa: E402
 
+# a shell's background job ignores Ctrl-C, and so would the scripts that it starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def run(script: str, *args, cwd: Path, status: int = 0, launcher: tuple = (),
         **options) -> subprocess.CompletedProcess:
