@@ -577,9 +577,10 @@ def read_predictions(file: Path, faces: Faces) -> Predictions:
     """
     dropped = [names for part in faces.parts for names in part.dropped.values()]
     images = set(faces["file"]).union(*dropped)
+    measured = [task for task in TASKS if faces.known(task).any()]
     rows, tasks = {}, []
     for where, cells in datasets.read_csv(file, ["image"]):
-        tasks = [task for task in TASKS if task in cells and faces.known(task).any()]
+        tasks = [task for task in measured if task in cells]
         name = image_named(cells["image"], images)
         row = {task: parse_prediction(cells[task], task, where) for task in tasks if cells[task].strip()}
         if rows.setdefault(name, row) != row:
