@@ -366,7 +366,7 @@ def read_mat(file: Path) -> list[np.ndarray]:
 def completed_years(dob: float, photo_taken: float) -> float:
     """Age on 1 July of the year `photo_taken`, in whole years, as IMDB-WIKI's authors count it; NaN unknown.
 
-    `dob` is MATLAB's serial date number, which counts 366 days more than Python's.
+    `dob` is MATLAB's serial date number, which counts 366 days more than Python's, whose first is 1.
     """
     try:
         born = date.fromordinal(max(1, int(dob) - 366))
