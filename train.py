@@ -81,6 +81,7 @@ class Trainer:
         self.weights = dict(zip(TASKS, args.weights))
         self.tasks = trained_tasks(args)
         self.targets = {}                       # of teachers, by task: (faces, classes)
+        self.kept = {}                          # of heads that stay: task -> temperature
         torch.manual_seed(args.seed)
         self.model = models.FaceAttributeNet()
         for name, module in self.model.named_children():
@@ -173,16 +174,26 @@ class Trainer:
     def content(self, epoch: int, metrics: dict, temperatures: dict[str, float]) -> dict:
         """A last.pth's content: the model, what using it needs, and what training on needs."""
         training = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        tasks = [task for task in TASKS if task in self.tasks or task in self.kept]
         return {
             "model": self.model.state_dict(), **models.description(),
-            "tasks": self.tasks, "temperatures": temperatures,
+            "tasks": tasks, "temperatures": {**self.kept, **temperatures},
             "image_size": self.size, "decoded_size": self.args.image_size,
             "epoch": epoch, "metrics": metrics, "training": training,
         }
 
+    def keep_heads(self, file: Path) -> str:
+        """Keep a checkpoint's other heads, if images are framed as for them. Returns a line on that."""
+        content, args = models.read_checkpoint(file), self.args
+        if (content.get("detected"), content.get("image_size")) == (args.detect, args.image_size):
+            self.kept = {task: temperature for task, temperature in content["temperatures"].items()
+                         if task not in self.tasks}
+        return f"{file}: kept heads: {', '.join(self.kept) or 'none'}"
+
     def load(self, content: dict, file: Path) -> None:
         """Restore the training of a last.pth. Raises CheckpointError where it does not fit."""
         models.load_state(self.model, content["model"], file)
+        self.kept = content["temperatures"]
         if content["training"]["scaler"]:               # not so of another device
             self.scaler.load_state_dict(content["training"]["scaler"])
         self.optimizer.load_state_dict(content["training"]["optimizer"])
@@ -498,6 +509,8 @@ def set_up(run: Run) -> tuple[Trainer, Faces]:
         notes.append(f"resumed after epoch {run.epoch}")
     elif args.pretrained:
         notes.append(models.load_weights(trainer.model, Path(args.pretrained)))
+        if args.heads:
+            notes.append(trainer.keep_heads(Path(args.pretrained)))
     if run.rank == 0:
         run.open_log(args.logs, "r+") if saved else run.begin(args)
     run.log(*settings_lines(trainer, settings), *notes)

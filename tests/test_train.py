@@ -289,6 +289,12 @@ def test_the_heads_alone_are_trained_on_the_features_of_others(trained, work, pl
     before, after = (torch.load(file, weights_only=True)["model"] for file in (first, the_last(place)[0]))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"age", "emotion"}
+    best = the_last(work)[0].with_name("best.pth")
+    run("train.py", *SMALL, "--weights", 1, 0, 0, "--heads", "--pretrained", best, "--epochs", 1,
+        "--checkpoints", "age", "--logs", "age", cwd=place)
+    before, after = (torch.load(file, weights_only=True) for file in (best, next(place.glob("age/*/last.pth"))))
+    kept = [(content["tasks"], content["temperatures"]["gender"]) for content in (before, after)]
+    assert kept[0] == kept[1] and before["temperatures"]["age"] != after["temperatures"]["age"]
     refused = run("train.py", *SMALL, "--heads", cwd=place, status=2)
     assert "--heads: expected --pretrained" in refused.stderr
 
