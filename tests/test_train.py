@@ -23,7 +23,7 @@ import model as models
 import train
 from conftest import ROOT, WITH_GPUS, figures, picture, run
 
-SMALL = ("--data", "sample", "--image-size", 32, "--samples", 100, "--batch-size", 32)
+SMALL = ("--data", "sample", "--image-size", 16, "--samples", 100, "--batch-size", 32)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
 
 
@@ -290,8 +290,8 @@ def test_the_heads_alone_are_trained_on_the_features_of_others(trained, work, pl
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"age", "emotion"}
     best = the_last(work)[0].with_name("best.pth")
-    run("train.py", *SMALL, "--weights", 1, 0, 0, "--heads", "--pretrained", best, "--epochs", 1,
-        "--checkpoints", "age", "--logs", "age", cwd=place)
+    run("train.py", *SMALL, "--weights", 1, 0, 0, "--heads", "--pretrained", best, "--image-size", 32,
+        "--epochs", 1, "--checkpoints", "age", "--logs", "age", cwd=place)
     before, after = (torch.load(file, weights_only=True) for file in (best, next(place.glob("age/*/last.pth"))))
     kept = [(content["tasks"], content["temperatures"]["gender"]) for content in (before, after)]
     assert kept[0] == kept[1] and before["temperatures"]["age"] != after["temperatures"]["age"]
@@ -562,7 +562,8 @@ def test_images_are_smaller_at_first_unless_constant():
 def test_a_checkpoint_of_smaller_images_is_evaluated_as_its_log_says(place, monkeypatch):
     errors = iter((1.0, 2.0))                                               # the first epoch is the best
     monkeypatch.setattr(evaluate, "mean_error", lambda metrics: next(errors))
-    run("train.py", *SMALL, "--split", "cvpr2016", "--weights", 1, 0, 0, "--epochs", 2, cwd=place)
+    run("train.py", *SMALL, "--image-size", 32, "--split", "cvpr2016", "--weights", 1, 0, 0, "--epochs", 2,
+        cwd=place)
     (best,) = place.glob("checkpoints/*/best.pth")
     content = torch.load(best, weights_only=True)
     assert (content["epoch"], content["image_size"], content["decoded_size"]) == (1, 16, 32)
