@@ -311,7 +311,7 @@ def without(part: Part, files: Collection[str], reason: str) -> Part:
     faces = [face for face in part.faces if face.file not in files]
     dropped = defaultdict(list, part.dropped)
     if files:
-        dropped[reason] = sorted(files)
+        dropped[reason] = sorted(face.file for face in part.faces if face.file in files)
     return replace(part, faces=faces, dropped=dropped, remarks=defaultdict(list, part.remarks))
 
 
@@ -486,7 +486,8 @@ def read_fairface(folder: Path, subset: str) -> Iterator[Face]:
         return
     genders = CLASS_NUMBERS["gender"]
     for where, row in read_csv(table, ("file", "age", "gender", "race")):
-        held_out = subset_by_hash(row["file"], 20, {19: "valid"})
+        official = "/".join(row["file"].split("/")[-2:])      # such as train/1.jpg
+        held_out = subset_by_hash(official, 20, {19: "valid"})
         if subset not in ("test", held_out):
             continue
         text, gender = row["age"], row["gender"].lower()
@@ -569,7 +570,8 @@ def number(text: str, low: float, high: float, where: str, what: str) -> float:
 
 
 # what operating systems and programs leave in folders begins so
-SYSTEM_FILES = (".", "__MACOSX", "@eaDir", "$RECYCLE", "Thumbs.db", "desktop.ini")
+SYSTEM_FILES = (".", "__MACOSX", "@eaDir", "$RECYCLE", "Thumbs.db", "desktop.ini",
+                "lost+found", "System Volume Information")
 
 
 def entries(folder: Path) -> list[Path]:
@@ -629,6 +631,8 @@ def is_picture(file: Path) -> bool:
     """Whether a file is a picture by its ending or, with another one, by its first bytes."""
     if file.suffix.lower() in IMAGE_FILES:
         return True
+    if not file.is_file():              # opening a pipe might never end
+        return False
     try:
         with open(file, "rb") as content:
             return content.read(4).startswith(FIRST_BYTES)

@@ -507,6 +507,8 @@ def evaluate_network(split: str, data: str, cache: Path | None = None, subset: s
 def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: Path | None = None,
                          subset: str = "valid", plot: Path | None = None) -> None:
     """Print the metrics of predictions in files on a part of a data set; several are compared."""
+    if plot and len(predictions) > 1:
+        raise DataError("--plot is of one file of --predictions")
     root, cache = datasets.folders(data, cache)
     tasks = datasets.DATASETS[split]
     parts, gaps = datasets.read(root, [split], subset, tasks)
@@ -666,7 +668,7 @@ def export_onnx(export: Path, network: models.FaceAttributeNet, content: dict) -
 
 # ---- videos -----------------------------------------------------------------------------------------------
 
-VIDEO_FILES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_FILES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".3gp", ".mpg", ".mpeg", ".wmv", ".mts")
 SMOOTHED = 1        # seconds over which a face's logits are averaged, so that its prediction does not flicker
 SAME_FACE = 0.3     # least overlap of a face's boxes in two frames
 
@@ -1131,8 +1133,9 @@ def make_parser() -> datasets.Parser:
 def output_file(name: str) -> Path:
     """An argparse type: a file that can be written."""
     file = Path(name)
-    if file.exists() and not file.is_file() or not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there")
+    if file.exists() and not file.is_file() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there and "
+                                         "can be written")
     return file
 
 
@@ -1151,7 +1154,10 @@ def main() -> int | None:
     inputs = [*given.get("predictions", []), *given.get("pictures", [])]
     if "data" in parameters:
         inputs.append(datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"])
-    for file in [given[name] for name in given.keys() & {"save_predictions", "csv", "plot"}]:
+    for name in given.keys() & {"save_predictions", "csv", "plot"}:
+        file = given[name]
+        if name != "plot" and file.exists() and file.suffix.lower() != ".csv":
+            parser.error(f"{file}: is there already and no .csv; name another file")
         if file.exists() and any(file.resolve().is_relative_to(os.path.realpath(read)) for read in inputs):
             parser.error(f"{file}: is among what is read; name another file")
     if "plot" in given:

@@ -262,7 +262,10 @@ def description() -> dict:
 def save_checkpoint(content: dict, file: Path) -> None:
     """Write a checkpoint, whole or not at all."""
     with whole_file(file) as output:
-        torch.save(content, output)
+        try:
+            torch.save(content, output)
+        except RuntimeError as error:       # torch's, in place of a full disk's error or Ctrl-C
+            raise error.__context__ or error
 
 
 def open_checkpoint(file: Path) -> tuple[FaceAttributeNet, dict]:

@@ -185,8 +185,9 @@ class Trainer:
     def keep_heads(self, file: Path) -> str:
         """Keep a checkpoint's other heads, if images are framed as for them. Returns a line on that."""
         content, args = models.read_checkpoint(file), self.args
-        if (content.get("detected"), content.get("image_size")) == (args.detect, args.image_size):
-            self.kept = {task: temperature for task, temperature in content["temperatures"].items()
+        ours = {**models.description(), "detected": args.detect, "image_size": args.image_size}
+        if ours.items() <= content.items():
+            self.kept = {task: content["temperatures"].get(task, 1) for task in content["tasks"]
                          if task not in self.tasks}
         return f"{file}: kept heads: {', '.join(self.kept) or 'none'}"
 

@@ -90,14 +90,14 @@ REPORT = ("datasets.py", "--data", ".", "--image-size", 64)
     *(("fairface", subset, ["train/1.jpg", "train/2.jpg", "train/3.jpg", "train/11.jpg", "val/1.jpg"], {
         "fairface_label_train.csv": RANGES + "train/1.jpg,20-29,Male,Black,True\n"
         "train\\2.jpg,more than 70,Female,White,True\ntrain/3.jpg,03-Sep,Male,White,True\n"
-        "train/11.jpg,0-2,Male,Indian,True\n",
+        "./train/11.jpg,0-2,Male,Indian,True\n",
         "fairface_label_val.csv": RANGES + "val\\1.jpg,Oct-19,Female,White,False\n"}, faces)
       for subset, faces in (
         ("train", [Face("train/1.jpg", 24.5, 10 / math.sqrt(12), 20, 30, 1, group="Black"),
                    Face("train/2.jpg", 75, 5, 70, math.inf, 0, group="White"),
                    Face("train/3.jpg", 6, 7 / math.sqrt(12), 3, 10, 1, group="White",
                         remark="age 03-Sep, of a spreadsheet program, read as a range")]),
-        ("valid", [Face("train/11.jpg", 1, 3 / math.sqrt(12), 0, 3, 1, group="Indian")]),
+        ("valid", [Face("./train/11.jpg", 1, 3 / math.sqrt(12), 0, 3, 1, group="Indian")]),
         ("test", [Face("val/1.jpg", 14.5, 10 / math.sqrt(12), 10, 20, 0, group="White",
                        remark="age Oct-19, of a spreadsheet program, read as a range")]))),
 ], ids=lambda value: value if isinstance(value, str) else "")

@@ -624,6 +624,8 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--split", "fer2013", "--tta", "--predictions", "p.csv"], "--tta does not go with predictions"),
     (["--split", "fer2013", "--predictions", "p.csv", "--data", "sample"], "p.csv"),
     (["--split", "fer2013", "--save-predictions", "gone/p.csv"], "in a folder that is there"),
+    (["--split", "fer2013", "--predictions", "a.csv", "b.csv", "--plot", "p.png"], "--plot is of one file"),
+    (["--csv", "old.jpg", "x.jpg"], "old.jpg: is there already and no .csv"),
     (["--data", "x"], "is required"),
     (["--split", "fer2013", "--detect"], "--detect does not go with split"),
     (["x.jpg", "--plot", "p.png"], "--plot does not go with pictures"),
@@ -635,6 +637,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
 def test_mistakes_get_a_line(arguments, expected, tmp_path, work, monkeypatch):
     monkeypatch.setattr(evaluate, "SHIPPED", tmp_path / "not there")
     (tmp_path / "data").mkdir()
+    (tmp_path / "old.jpg").touch()
     (tmp_path / "data/sample").symlink_to(work / "data/sample")
     assert expected in run("evaluate.py", *arguments, cwd=tmp_path, status=2).stderr
 

@@ -295,6 +295,12 @@ def test_the_heads_alone_are_trained_on_the_features_of_others(trained, work, pl
     before, after = (torch.load(file, weights_only=True) for file in (best, next(place.glob("age/*/last.pth"))))
     kept = [(content["tasks"], content["temperatures"]["gender"]) for content in (before, after)]
     assert kept[0] == kept[1] and before["temperatures"]["age"] != after["temperatures"]["age"]
+    # emotions in another order are other heads
+    torch.save({**before, "emotions": before["emotions"][::-1]}, place / "other.pth")
+    trainer = argparse.Namespace(tasks=["age"], kept={}, args=argparse.Namespace(detect=False, image_size=32))
+    for file, heads in (best, "gender, emotion"), (place / "other.pth", "none"):
+        assert train.Trainer.keep_heads(trainer, file).endswith(f"kept heads: {heads}")
+        trainer.kept = {}
     refused = run("train.py", *SMALL, "--heads", cwd=place, status=2)
     assert "--heads: expected --pretrained" in refused.stderr
 
