@@ -670,19 +670,24 @@ def decode_picture(file: Path | BinaryIO, side: int | None) -> Image.Image:
         if image.width * image.height > LARGEST_PICTURE:
             raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most "
                              f"{LARGEST_PICTURE // 10 ** 6} megapixels")
-        kind = image.format
-        try:
-            image = ImageOps.exif_transpose(image)
-        except Exception:                   # broken metadata, on which Pillow raises anything
-            image.load()                    # the pixels may be sound all the same
-        if image.mode[0] in "IF":           # 16 or 32 bits, or floats
-            image = Image.fromarray(to_8_bits(image))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            # programs that write 32 bits without transparency leave it 0; a PNG's is meant
-            if kind == "PNG" or image.getextrema()[3] != (0, 0):
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture of any kind that Pillow reads, upright and in RGB."""
+    kind = image.format
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:                       # broken metadata, on which Pillow raises anything
+        image.load()                        # the pixels may be sound all the same
+    if image.mode[0] in "IF":               # 16 or 32 bits, or floats
+        image = Image.fromarray(to_8_bits(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        # programs that write 32 bits without transparency leave it 0; a PNG's is meant
+        if kind == "PNG" or image.getextrema()[3] != (0, 0):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def to_8_bits(image: Image.Image) -> np.ndarray:

@@ -760,7 +760,7 @@ FacePrediction = namedtuple("FacePrediction", FACE_FIELDS, defaults=[None] * len
 class Predictor:
     """Predicts the faces in pictures: Predictor()("photo.jpg") -> [FacePrediction, ...], left to right.
 
-    A picture is a file, a PIL image, or an array (h, w, 3) uint8. Without `detect` the middle square is the
+    A picture is a file, a PIL image, or an RGB array (h, w, 3) uint8. Without `detect` the middle square is the
     face; with `tta` image and mirror image are averaged.
     """
 
@@ -796,7 +796,7 @@ class Predictor:
         else:
             picture = picture.pixels if isinstance(picture, Frame) else picture
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-            image = image.convert("RGB")
+            image = datasets.upright(image)
         if not self.detect:
             return [(None, datasets.center_crop(image, self.size))]
         return [(face, datasets.align(image, face.landmarks, self.size))

@@ -535,6 +535,11 @@ def test_predictor_takes_files_pictures_and_arrays(tmp_path):
     predict = evaluate.Predictor(detect=False)
     answers = [predict(source) for source in (file, str(file), Image.open(file), np.asarray(Image.open(file)))]
     assert answers[0] == answers[1] == answers[2] == answers[3]
+    image, exif = Image.open(file), Image.Exif()
+    image.putalpha(100)
+    exif[0x0112] = 6                                        # lies on its side
+    image.save(tmp_path / "b.png", exif=exif)
+    assert predict(tmp_path / "b.png") == predict(Image.open(tmp_path / "b.png"))
     (face,) = answers[0]
     assert face.box is None and 0 <= face.age_low <= face.age_high <= 100
     assert sum(face.probabilities["emotion"].values()) == pytest.approx(1)
