@@ -1156,10 +1156,10 @@ def main() -> int | None:
         inputs.append(datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"])
     for name in given.keys() & {"save_predictions", "csv", "plot"}:
         file = given[name]
-        if name != "plot" and file.exists() and file.suffix.lower() != ".csv":
-            parser.error(f"{file}: is there already and no .csv; name another file")
         if file.exists() and any(file.resolve().is_relative_to(os.path.realpath(read)) for read in inputs):
             parser.error(f"{file}: is among what is read; name another file")
+        if name != "plot" and file.exists() and file.suffix.lower() != ".csv":
+            parser.error(f"{file}: is there already and no .csv; name another file")
     if "plot" in given:
         datasets.optional("matplotlib.figure", "matplotlib", "--plot")
     if "out" in given:
