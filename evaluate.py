@@ -760,8 +760,8 @@ FacePrediction = namedtuple("FacePrediction", FACE_FIELDS, defaults=[None] * len
 class Predictor:
     """Predicts the faces in pictures: Predictor()("photo.jpg") -> [FacePrediction, ...], left to right.
 
-    A picture is a file, a PIL image, or an RGB array (h, w, 3) uint8. Without `detect` the middle square is the
-    face; with `tta` image and mirror image are averaged.
+    A picture is a file, a PIL image, or an RGB array (h, w, 3) uint8. Without `detect` the middle square is
+    the face; with `tta` image and mirror image are averaged.
     """
 
     def __init__(self, checkpoint: Path | str = SHIPPED, device: str | None = None, detect: bool = True,
@@ -1134,8 +1134,8 @@ def output_file(name: str) -> Path:
     """An argparse type: a file that can be written."""
     file = Path(name)
     if file.exists() and not file.is_file() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there and "
-                                         "can be written")
+        raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there "
+                                         "and can be written")
     return file
 
 

@@ -292,7 +292,8 @@ def test_the_heads_alone_are_trained_on_the_features_of_others(trained, work, pl
     best = the_last(work)[0].with_name("best.pth")
     run("train.py", *SMALL, "--weights", 1, 0, 0, "--heads", "--pretrained", best, "--image-size", 32,
         "--epochs", 1, "--checkpoints", "age", "--logs", "age", cwd=place)
-    before, after = (torch.load(file, weights_only=True) for file in (best, next(place.glob("age/*/last.pth"))))
+    last = next(place.glob("age/*/last.pth"))
+    before, after = (torch.load(file, weights_only=True) for file in (best, last))
     kept = [(content["tasks"], content["temperatures"]["gender"]) for content in (before, after)]
     assert kept[0] == kept[1] and before["temperatures"]["age"] != after["temperatures"]["age"]
     # emotions in another order are other heads
