@@ -262,12 +262,12 @@ def ask_teachers(trainer: Trainer, teachers: list) -> dict[str, torch.Tensor]:
     targets = collections.defaultdict(list)
     for network, size, tasks in teachers:
         network.to(trainer.device)
-        for task in tasks:
-            grey = task not in COLORED
+        for colored, asked in itertools.groupby(tasks, COLORED.__contains__):
             with trainer.autocast(size):
-                predictions = evaluate.predict(network, trainer.faces, size, [task], trainer.device,
-                                               grey=grey)
-            targets[task].append(models.soft_targets(predictions.logits[task]))
+                predictions = evaluate.predict(network, trainer.faces, size, list(asked), trainer.device,
+                                               grey=not colored)
+            for task, logits in predictions.logits.items():
+                targets[task].append(models.soft_targets(logits))
     return {task: (sum(each) / len(each)).to(trainer.device) for task, each in targets.items()}
 
 

@@ -398,7 +398,7 @@ def test_two_processes_train_as_one_and_validate_every_image_once(place):
 def test_a_killed_process_ends_the_run_and_leaves_a_whole_checkpoint(trained, work, place):
     teacher = the_last(work)[0].with_name("best.pth")
     process = begun(place, *TORCHRUN, ROOT / "train.py", *SMALL, "--epochs", 5, "--device", "cpu",
-                    "--teacher", teacher, until="-" * 15)
+                    "--weights", 0, 0, 1, "--teacher", teacher, until="-" * 15)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
     subprocess.run(["kill", "-KILL", children.split()[-1]], check=True)
     process.communicate(timeout=60)
