@@ -23,7 +23,7 @@ import model as models
 import train
 from conftest import ROOT, WITH_GPUS, figures, picture, run
 
-SMALL = ("--data", "sample", "--image-size", 16, "--samples", 100, "--batch-size", 32)
+SMALL = ("--data", "sample", "--image-size", 16, "--samples", 64, "--batch-size", 32)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
 
 
