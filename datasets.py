@@ -717,7 +717,7 @@ FER2013_SIDE = 64                       # pixels of the aligned picture, before 
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
 LARGE_FACE = 64                         # pixels; smaller faces are taken from the second search, if any
-SMALLEST_FACE = 16                      # pixels of the picture; a smaller one tells nothing
+SMALLEST_FACE = 16                      # pixels of the picture; smaller faces are not taken
 LEAST_CONFIDENCE = 0.85                 # one in ten faces on their side, with wrong landmarks, still has it
 # YuNet by W. Wu, H. Peng and S. Yu (Machine Intelligence Research 20, 2023), MIT license
 DETECTOR = Path(__file__).resolve().with_name("checkpoints") / "face_detection_yunet_2026may.onnx"
@@ -991,7 +991,8 @@ def left_out(faces: Faces) -> list[str]:
 
 def few(names: list[str]) -> str:
     """How many names there are, and the first of them."""
-    return f"{len(names):,} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+    shown = [*names[:3], "..."] if len(names) > 3 else names
+    return f"{len(names):,} ({', '.join(shown)})"
 
 
 def report(root: Path, source: Source, size: int, cache: Path, detect: bool) -> int:
@@ -1061,12 +1062,12 @@ def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -
     if gender == 1:                                         # a beard around the mouth
         draw.chord((24, 16, 104, 120), 0, 180, (60, 40, 30))
         draw.ellipse((38, 70, 90, 114), skin)
-    eyes, slope, brow, mouth, *look = EXPRESSIONS[CLASS_NAMES["emotion"][emotion]]
+    eyes, slope, brow, mouth, *shape = EXPRESSIONS[CLASS_NAMES["emotion"][emotion]]
     for x, tilt in (46, slope), (82, -slope):
         draw.ellipse((x - 9, 64 - eyes, x + 9, 64 + eyes), "white")
         draw.ellipse((x - 4, 60, x + 4, 68), DARK)
         draw.line((x - 10, brow - tilt, x + 10, brow + tilt), DARK, 5)
-    getattr(draw, mouth)(*look)
+    getattr(draw, mouth)(*shape)
     shift = tuple(rng.integers(-4, 5, 2).tolist())
     return image.rotate(0, translate=shift, fillcolor=ground)
 

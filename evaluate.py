@@ -385,7 +385,7 @@ class Log(NamedTuple):
 
 
 def read_log(file: Path) -> Log:
-    """A run's log, or the seed's excerpt. An epoch that was logged twice counts as logged last.
+    """A run's log, or the original recipe's excerpt. An epoch that was logged twice counts as logged last.
 
     Raises: DataError where no epoch is finished; OSError, ValueError.
     """
@@ -422,7 +422,7 @@ def read_logs(folder: Path) -> dict[Path, Log]:
     return logs
 
 
-# options of a run that its row tells
+# options of a run that its row names
 REMARKS = {"teacher": "with teachers", "heads": "heads alone", "constant": "constant rate and size",
            "without-copies": "without copies", "drawn": "drawn sample"}
 # the table of the document that this project implements: figures, weights, rate
@@ -730,11 +730,11 @@ def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> 
         tracks[number] = tracks[number][-1:]                # its number alone is still needed
     boxes = [detection.box if detection else (0, 0, 1, 1) for detection, _ in found]
     both = boxes, [tracks[number][-1][1] for number in recent]
-    shares = box_iou(*(torch.tensor(each).float().view(-1, 4) for each in both)).tolist()
-    pairs = [(shares[i][j], i, number) for i in range(len(boxes)) for j, number in enumerate(recent)]
+    overlaps = box_iou(*(torch.tensor(each).float().view(-1, 4) for each in both)).tolist()
+    pairs = [(overlaps[i][j], i, number) for i in range(len(boxes)) for j, number in enumerate(recent)]
     numbers = {}
-    for share, i, number in sorted(pairs, reverse=True):
-        if share >= SAME_FACE and i not in numbers and number not in numbers.values():
+    for overlap, i, number in sorted(pairs, reverse=True):
+        if overlap >= SAME_FACE and i not in numbers and number not in numbers.values():
             numbers[i] = number
     numbered = []
     for i, (detection, logits) in enumerate(found):
@@ -1042,7 +1042,7 @@ def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) ->
     figures = per_face(faces, predictions)
     metrics = means(figures)
     tasks = [task for task in CLASS_NAMES if f"{task}_acc" in metrics]
-    ages = 2 * ("age_mae" in metrics)
+    ages = 2 if "age_mae" in metrics else 0
     with page(file, title, ages + len(tasks)) as axes:
         if ages:
             scatter, bars = axes[:2]
