@@ -1,7 +1,7 @@
 """Faces: what their labels mean, how data sets lie on disk, how their images are prepared.
 
-    python datasets.py --data data        what is there, what of it is used, what is dropped and why
-    python datasets.py --data sample      the same for the drawn sample, which needs no download
+    python datasets.py --data data --detect --image-size 96     what is there, used, dropped, and why
+    python datasets.py --data sample                            the same for the drawn sample
 
 To add a data set, write a reader and name it in SOURCES. A reader yields a Face for each picture of a part.
 `prepare` decodes them once into an array of the cache; `batches` draws training batches from the tables.
@@ -119,9 +119,8 @@ class Faces:
     @classmethod
     def of(cls, part: Part) -> "Faces":
         """The table of one part, without images."""
-        values = list(zip(*part.faces)) or [()] * len(Face._fields)
-        columns = {name: np.array(column, DTYPES[name])
-                   for name, column in zip(Face._fields, values) if name in DTYPES}
+        columns = {name: np.array([getattr(face, name) for face in part.faces], dtype)
+                   for name, dtype in DTYPES.items()}
         rows = np.arange(len(part.faces))
         # `dropped` is shared with `part`, so that what is dropped later is counted there, too
         return cls([replace(part, faces=[])], columns | {"part": 0 * rows, "image": rows}, [])
@@ -188,7 +187,7 @@ def join(tables: list[Faces]) -> Faces:
 class Batch(NamedTuple):
     """One process's part of a training step."""
     rows: np.ndarray            # (n,) int64
-    draws: torch.Tensor         # (n, draws) float32 in 0..1, the chance that `augment` uses; on the CPU
+    draws: torch.Tensor         # (n, draws) float32 in 0..1, random numbers for `augment`; on the CPU
     total: int                  # images of the step, all processes together
 
 
@@ -214,9 +213,9 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
     """One epoch: what `pools` draws, in steps of `batch_size` images in which every pool has its part.
 
     In a pool, the data sets take turns, however large they are. What a set has too little of comes again
-    and again, in a new order each time, so that its images come up equally often. All chance comes from
-    `seed`, drawn for the whole step; process `rank` of `world` takes its part of the step. `draws`: how
-    many random numbers an image gets.
+    and again, in a new order each time, so that its images come up equally often. All random numbers come
+    from `seed`, for all processes' images; process `rank` of `world` takes its part of each step. `draws`:
+    how many random numbers an image gets.
     """
     rng = np.random.default_rng(seed)
     datasets = np.array([part.source.dataset for part in faces.parts])
@@ -244,7 +243,8 @@ def load(parts: list[Part], size: int, cache: Path, detect: bool = False) -> Fac
     tables = [prepare(part, size, cache, detect) for part in parts]
     for part, table in zip(parts, tables):
         if not table.labelled().any():
-            raise DataError(f"{part.name}: no usable face; {'; '.join(left_out(table)) or 'no images'}")
+            reasons = "; ".join(left_out(table)) or "none has a label"
+            raise DataError(f"{part.name}: no usable face; {reasons}")
     return join(tables)
 
 
@@ -618,10 +618,10 @@ def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int]) 
 
 # ---- images -----------------------------------------------------------------------------------------------
 
-Image.init()                            # registers Pillow's formats; of these no other is opened
+Image.init()                            # registers Pillow's formats; only IMAGE_FORMATS are opened
 IMAGE_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"} & Image.OPEN.keys()
 IMAGE_FILES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-FIRST_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+FIRST_BYTES = re.compile(rb"(?s)\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM....\0{4}|GIF8|II\*\0|MM\0\*")
 LARGEST_PICTURE = 250_000_000           # pixels that are decoded; a larger picture is refused
 Image.MAX_IMAGE_PIXELS = None           # LARGEST_PICTURE is of what is decoded, not of what the file holds
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 28   # bytes; sound pixels may follow
@@ -635,7 +635,7 @@ def is_picture(file: Path) -> bool:
         return False
     try:
         with open(file, "rb") as content:
-            return content.read(4).startswith(FIRST_BYTES)
+            return bool(FIRST_BYTES.match(content.read(12)))
     except OSError:
         return False
 
@@ -716,9 +716,9 @@ FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
 FER2013_SIDE = 64                       # pixels of the aligned picture, before it is resized
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
-LARGE_FACE = 64                         # pixels; smaller faces are taken from the second search, if any
+LARGE_FACE = 64                         # pixels in the first search; smaller faces come from the second
 SMALLEST_FACE = 16                      # pixels of the picture; smaller faces are not taken
-LEAST_CONFIDENCE = 0.85                 # one in ten faces on their side, with wrong landmarks, still has it
+LEAST_CONFIDENCE = 0.85                 # of faces on their side one in ten reaches it, with wrong landmarks
 # YuNet by W. Wu, H. Peng and S. Yu (Machine Intelligence Research 20, 2023), MIT license
 DETECTOR = Path(__file__).resolve().with_name("checkpoints") / "face_detection_yunet_2026may.onnx"
 local = threading.local()
@@ -895,7 +895,7 @@ def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
     def crop(face: Face) -> tuple[np.ndarray, int]:
         try:
             return crop_face(part, face, size, detect)
-        except Exception as error:          # Pillow raises anything on a broken file, which is counted
+        except Exception as error:          # Pillow may raise any exception on a broken file
             # the disk's fault, not the file's; a broken TIFF is an invalid argument
             if getattr(error, "errno", None) not in (None, errno.EINVAL):
                 raise
@@ -1228,7 +1228,9 @@ def script(main: Callable[[], int | None]) -> None:
         # what was done so far is written, as after Ctrl-C
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()                  # what can't be written, is an error here
+        sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:                 # of `| head`, which has read enough

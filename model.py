@@ -25,7 +25,7 @@ AGE_MASS = 0.8      # probability mass of the predicted age interval
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)    # ITU-R BT.601, as Pillow's conversion to grey
 
-# augmentation, each range to both sides
+# augmentation; TURN, SCALE, SHIFT, CONTRAST and BRIGHTNESS are ranges to both sides
 TURN = 10           # degrees
 SCALE = 0.15        # of the size
 SHIFT = 0.08        # of the side
@@ -118,7 +118,7 @@ def augment(images: Tensor, size: int, draws: Tensor) -> Tensor:
     across, along = 2 * SHIFT * (2 * right - 1), 2 * SHIFT * (2 * down - 1)
     matrix = torch.stack((flip * cos, -sin, across, flip * sin, cos, along), 1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, [len(images), 3, size, size], align_corners=False)
-    batch = resize(images, min(size, images.shape[1]))      # the grid enlarges
+    batch = resize(images, min(size, images.shape[1]))      # `grid_sample` enlarges
     batch = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
     batch = batch.contiguous(memory_format=torch.channels_last)
     luma = F.conv2d(batch, constant(LUMA, batch.device))
@@ -155,7 +155,7 @@ def normalise(images: Tensor, gain: Tensor | float = 1, shift: Tensor | float = 
     return torch.addcmul((shift - mean) / std, images, gain / (255 * std))
 
 
-@functools.cache        # each copy would wait for the GPU
+@functools.cache        # a copy to the GPU would wait for it
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A value for each channel: (1, 3, 1, 1) float32."""
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
@@ -271,8 +271,9 @@ def save_checkpoint(content: dict, file: Path) -> None:
 def open_checkpoint(file: Path) -> tuple[FaceAttributeNet, dict]:
     """The network of a checkpoint of this project, ready for use on the CPU, and the content.
 
-    That has image_size; decoded_size, of the images that were shrunk to it; tasks; temperatures (see
-    evaluate.calibrate); drawn and detected, of the training faces; `description`. Raises CheckpointError.
+    The content has image_size; decoded_size, of the images that were shrunk to it; tasks; temperatures
+    (see evaluate.calibrate); drawn and detected, of the training faces; `description`.
+    Raises CheckpointError.
     """
     content = read_checkpoint(file)
     for key, ours in description().items():

@@ -171,7 +171,7 @@ def test_mistakes_name_the_file_and_the_row(file, text, expected, tmp_path):
     ("fer2013", "fer2013/train/happy", "bored", "a"), ("utkface", "utkface/part1", "", "21_1_1_20170101")])
 def test_pictures_are_known_by_ending_or_first_bytes_and_systems_folders_are_passed_over(
         source, folder, unknown, stem, tmp_path):
-    folder, dataset = make(tmp_path / folder, **{f"{stem}.txt": "no picture"}), source.split()[0]
+    folder, dataset = make(tmp_path / folder, **{f"{stem}.txt": "BMW, no picture"}), source.split()[0]
     endings = [".png", ".BMP", "", ".jpg_large", ".jpg.1", ".jfif", ".caf\udce9.jpg"]      # not UTF-8
     for i, ending in enumerate(endings):
         picture(tmp_path / "x.png", i).rename(folder / f"{stem}{ending}")

@@ -655,13 +655,15 @@ def test_a_checkpoint_of_other_tasks_is_refused(trained, work, tmp_path):
     assert "trained for age; fer2013 has no labels of it" in done.stderr
 
 
-def test_a_reader_that_has_read_enough_is_no_error(work):
+def test_a_reader_that_has_read_enough_is_no_error_a_full_disk_is_one(work):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--logs", ROOT / "logs"], cwd=work,
-                          stdout=writing, stderr=subprocess.PIPE)
+    for stdout, status in (writing, 141), (open("/dev/full", "w"), 2):
+        done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--logs", ROOT / "logs"], cwd=work,
+                              stdout=stdout, stderr=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONUNBUFFERED": ""})
+        assert done.returncode == status and done.stderr.count("\n") == (status == 2), done.stderr
     os.close(writing)
-    assert done.returncode == 141 and not done.stderr
 
 
 def test_help_shows_the_commands(tmp_path):
