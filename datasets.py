@@ -238,9 +238,14 @@ def batches(faces: Faces, samples: int | None, batch_size: int, draws: int, seed
 
 # ---- from data sets to tables -----------------------------------------------------------------------------
 
-def load(parts: list[Part], size: int, cache: Path, detect: bool = False) -> Faces:
-    """The faces of `parts`, prepared. Raises DataError where a part has no usable face."""
-    tables = [prepare(part, size, cache, detect) for part in parts]
+def load(parts: list[Part], size: int, cache: Path, detect: bool = False,
+         others: Collection[Part] = ()) -> Faces:
+    """The faces of `parts`, prepared, without pictures that are also in `others`.
+
+    Raises DataError where a part has no usable face.
+    """
+    taken = set().union(*(digests(other).values() for other in others))
+    tables = [drop_copies(prepare(part, size, cache, detect), part, taken) for part in parts]
     for part, table in zip(parts, tables):
         if not table.labelled().any():
             reasons = "; ".join(left_out(table)) or "none has a label"
@@ -299,20 +304,15 @@ def digests(part: Part) -> dict[str, bytes]:
         return dict(filter(None, pool.map(digest, part.faces, 64)))
 
 
-def drop_copies(parts: list[Part], others: list[Part]) -> list[Part]:
-    """`parts` without the pictures that are also in `others`, which are counted."""
-    taken = set().union(*(digests(other).values() for other in others))
-    copied = [{file for file, digest in digests(part).items() if digest in taken} for part in parts]
-    return [without(part, files, "picture of valid or test") for part, files in zip(parts, copied)]
-
-
-def without(part: Part, files: Collection[str], reason: str) -> Part:
-    """`part` without the faces of `files`, which are counted as dropped."""
-    faces = [face for face in part.faces if face.file not in files]
-    dropped = defaultdict(list, part.dropped)
-    if files:
-        dropped[reason] = sorted(face.file for face in part.faces if face.file in files)
-    return replace(part, faces=faces, dropped=dropped, remarks=defaultdict(list, part.remarks))
+def drop_copies(table: Faces, part: Part, taken: set[bytes]) -> Faces:
+    """The `table` of `part` without pictures whose digests are `taken`; they are counted as dropped."""
+    if not taken:
+        return table
+    mine = digests(part)
+    copied = np.array([mine.get(file) in taken for file in table["file"]], bool)
+    if copied.any():
+        table.parts[0].dropped["picture of valid or test"] = table["file"][copied].tolist()
+    return table.keep(~copied)
 
 
 # ---- readers: the faces of one part of a data set, from its folder ----------------------------------------
@@ -877,7 +877,8 @@ def stat_files(part: Part, size: int, detect: bool) -> tuple[Part, str]:
     if detect:
         settings += [DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, SMALLEST_FACE, LEAST_CONFIDENCE,
                      LANDMARKS.tolist(), FER2013_SCALE, FER2013_SHIFT, FER2013_SIDE]
-    key, missing = hashlib.blake2b(str(settings).encode(), digest_size=8), set()
+    key = hashlib.blake2b(str(settings).encode(), digest_size=8)
+    faces, dropped = [], defaultdict(list, part.dropped)
     for face in part.faces:
         about = face.pixels
         try:
@@ -885,9 +886,12 @@ def stat_files(part: Part, size: int, detect: bool) -> tuple[Part, str]:
                 details = os.stat(part.folder / face.file)
                 about = f"{face.file} {details.st_size} {details.st_mtime_ns}"
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            missing.add(face.file)
+            dropped["missing file"].append(face.file)
+            continue
+        faces.append(face)
         key.update(about.encode(errors="surrogateescape"))
-    return without(part, missing, "missing file"), key.hexdigest()
+    there = replace(part, faces=faces, dropped=dropped, remarks=defaultdict(list, part.remarks))
+    return there, key.hexdigest()
 
 
 def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
@@ -1143,7 +1147,7 @@ class Parser(argparse.ArgumentParser):
         """The options that all scripts have; `detect` is the help of --detect."""
         self.add_argument("--data", default="data", metavar="DIR",
                           help="data root, or `sample`, which is drawn (default: data)")
-        self.add_argument("--cache", type=Path, metavar="DIR",
+        self.add_argument("--cache", metavar="DIR",
                           help="folder for prepared images (default: .cache in the data root)")
         self.add_argument("--detect", action="store_true", help=detect)
 
@@ -1167,7 +1171,7 @@ def at_least(low: float, kind: type = int) -> Callable[[str], float]:
     return parse
 
 
-def folders(data: str, cache: Path | None) -> tuple[Path, Path]:
+def folders(data: str, cache: str | None) -> tuple[Path, Path]:
     """The data root and the cache that --data and --cache name; the sample is drawn where it is missing."""
     root = SAMPLE_ROOT if data == "sample" else Path(data)
     if data == "sample" and not root.is_dir():
@@ -1175,7 +1179,7 @@ def folders(data: str, cache: Path | None) -> tuple[Path, Path]:
     if not root.is_dir():
         raise DataError(f"no data root {data}/; the README says what lies in it, "
                         "and --data sample needs no download")
-    return root, cache or root / ".cache"
+    return root, Path(cache or root / ".cache")
 
 
 def optional(module: str, packages: str, what: str) -> types.ModuleType:

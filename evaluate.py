@@ -52,15 +52,13 @@ class Predictions:
 @torch.inference_mode()
 def predict(network: models.FaceAttributeNet, faces: Faces, size: int, tasks: Collection[str],
             device: torch.device, tta: bool = False, grey: bool = False) -> Predictions:
-    """Predict every face, with `grey` without its colors."""
-    training = network.training
+    """Predict every face, with `grey` without its colors. The network is in evaluation mode from then on."""
     network.eval()
     # a batch never spans two parts, so that it is the same whichever parts are evaluated together
     parts = [np.flatnonzero(faces["part"] == part) for part in range(len(faces.parts))]
     batches = [rows[i:i + BATCH] for rows in parts for i in range(0, len(rows), BATCH)]
     outputs = [forward(network, faces.gather(rows, device), size, tasks, tta, grey)
                for rows in datasets.progress(batches, len(batches), "evaluating", BATCH)]
-    network.train(training)
     logits = {task: torch.cat([output[task] for output in outputs]).cpu() for task in tasks}
     values = {task: of_task.argmax(1).numpy() for task, of_task in logits.items()}
     if "age" in logits:
@@ -124,14 +122,14 @@ def per_face(faces: Faces, predictions: Predictions) -> dict[str, np.ndarray]:
 
 def age_figures(faces: Faces, guess: np.ndarray) -> dict[str, np.ndarray]:
     """The figures of age of `per_face`, of guesses (n,) in years."""
-    # an answer that is no number is infinitely wrong
+    # a NaN prediction counts as an infinite error
     error = np.nan_to_num(np.abs(guess - faces["age"].astype(np.float64)), nan=math.inf)
     # where all guessed the same age, only that age is right
     std = np.maximum(faces["age_std"].astype(np.float64), 1e-6)
     chalearn = 1 - np.exp(-(error / std) ** 2 / 2)
     low, high = faces["age_low"], faces["age_high"]
     in_range = 100.0 * ((guess >= low) & (guess < high))
-    ranged = ~np.isnan(low)                                 # a range is not what many guessed
+    ranged = ~np.isnan(low)             # no spread of guesses, which ChaLearn's error needs
     return {"age_mae": error,
             "chalearn_error": np.where(ranged, math.nan, chalearn),
             "age_in_range": np.where(ranged, in_range, math.nan)}
@@ -425,7 +423,7 @@ def read_logs(folder: Path) -> dict[Path, Log]:
 # options of a run that its row names
 REMARKS = {"teacher": "with teachers", "heads": "heads alone", "constant": "constant rate and size",
            "without-copies": "without copies", "drawn": "drawn sample"}
-# the table of the document that this project implements: figures, weights, rate
+# the original recipe's own table: figures, weights, rate
 ORIGINAL_ROWS = [
     ({"age": 12.95, "gender": 84.15, "emotion": 48.20}, "1, 0.1, 1", "0.01"),
     ({"age": 12.23, "gender": 86.63, "emotion": 52.91}, "1, 1, 1", "0.01"),
@@ -479,7 +477,7 @@ def show_logs(logs: Path, plot: Path | None = None) -> None:
 
 # ---- a data set -------------------------------------------------------------------------------------------
 
-def evaluate_network(split: str, data: str, cache: Path | None = None, subset: str = "valid",
+def evaluate_network(split: str, data: str, cache: str | None = None, subset: str = "valid",
                      checkpoint: Path | None = None, checkpoints: Path | None = None, tta: bool = False,
                      save_predictions: Path | None = None, plot: Path | None = None,
                      device: str | None = None) -> None:
@@ -504,7 +502,7 @@ def evaluate_network(split: str, data: str, cache: Path | None = None, subset: s
         plot_part(plot, f"{split} {subset}, {predictor.file}", faces, predictions)
 
 
-def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: Path | None = None,
+def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: str | None = None,
                          subset: str = "valid", plot: Path | None = None) -> None:
     """Print the metrics of predictions in files on a part of a data set; several are compared."""
     if plot and len(predictions) > 1:
@@ -512,6 +510,7 @@ def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: 
     root, cache = datasets.folders(data, cache)
     tasks = datasets.DATASETS[split]
     parts, gaps = datasets.read(root, [split], subset, tasks)
+    # to leave out files that can't be decoded, as a network has to; the size does not matter
     tables = [datasets.prepare(part, 64, cache) for part in parts]
     if not any(map(len, tables)):           # without any image on disk, the labels are enough
         tables = [Faces.of(part) for part in parts]
@@ -550,7 +549,7 @@ def seen_in_training(root: Path, parts: list[Part], faces: Faces,
         taken = set().union(*(datasets.digests(part).values() for part in train))
         mine = [datasets.digests(part) for part in parts]
         if not taken or not any(mine):
-            raise DataError("they are not on disk")
+            raise DataError("the images are not on disk")
     except DataError as error:
         print("it is unknown which images are in the train part too:", error)
         return None
@@ -626,7 +625,7 @@ def chosen_checkpoint(checkpoint: Path | None, checkpoints: Path | None) -> Path
     """The checkpoint that is named, else the best.pth written last, else the weights that ship."""
     folder = checkpoints or Path("checkpoints")
     found = sorted(folder.glob("*/best.pth"), key=lambda file: file.stat().st_mtime)
-    if checkpoints and not found:
+    if checkpoints and not found and not checkpoint:
         raise DataError(f"no run's best.pth in {folder}/; train one, or name one by --checkpoint")
     return checkpoint or [SHIPPED, *found][-1]
 
@@ -703,8 +702,8 @@ def read_video(source: Path | int) -> Iterator[Frame]:
     rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
     rate = rate if rate > 0 else 25
     for number in itertools.count():
-        there, pixels = video.read()
-        if not there:
+        success, pixels = video.read()
+        if not success:
             break
         # a file's frames may be unequally long; some kinds of files don't say when each is shown
         now = time.monotonic() if live else video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or number / rate
@@ -1057,21 +1056,16 @@ def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) ->
             bars.set(xlabel="true age (years)", ylabel="MAE (years)",
                      title="age: MAE by decade, number of faces above")
         for ax, task in zip(axes[ages:], tasks):
-            matrix = confusion_matrix(task, faces, predictions)
-            plot_confusion(ax, CLASS_NAMES[task], matrix)
-            ax.set_title(f"{task}: accuracy {metrics[f'{task}_acc']:.2f} %, rows in %")
-
-
-def plot_confusion(ax, names: tuple[str, ...], matrix: np.ndarray) -> None:
-    """A panel of a confusion matrix, each row in percent."""
-    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    ax.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (i, j), value in np.ndenumerate(percent):
-        color = "white" if value > 55 else "black"
-        ax.text(j, i, f"{value:.0f}", ha="center", va="center", color=color)
-    ax.set_xticks(range(len(names)), names, rotation=45)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="predicted", ylabel="true")
+            names, matrix = CLASS_NAMES[task], confusion_matrix(task, faces, predictions)
+            percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+            ax.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+            for (i, j), value in np.ndenumerate(percent):
+                color = "white" if value > 55 else "black"
+                ax.text(j, i, f"{value:.0f}", ha="center", va="center", color=color)
+            ax.set_xticks(range(len(names)), names, rotation=45)
+            ax.set_yticks(range(len(names)), names)
+            ax.set(xlabel="predicted", ylabel="true",
+                   title=f"{task}: accuracy {metrics[f'{task}_acc']:.2f} %, rows in %")
 
 
 def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
@@ -1085,7 +1079,7 @@ def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
             ax.set(xlabel="epoch", title=title)
             curves = itertools.product(enumerate(runs.items()), styles.items())
             for (i, (run, epochs)), (name, style) in curves:
-                values = np.array([figures.get(name, 0) for figures in epochs])
+                values = np.array([figures.get(name, math.nan) for figures in epochs])
                 values[(values == 0) | (abs(values) > 1e9)] = math.nan      # 0 is of a task of weight 0
                 numbers = [figures["epoch"] for figures in epochs]
                 ax.plot(numbers, values, style, color=f"C{i % 10}", marker=".",
@@ -1149,7 +1143,7 @@ def main() -> int | None:
     given = {name: value for name, value in vars(parser.parse_args()).items() if value}
     work = next(name for name in WORKS if name in given)
     parameters = inspect.signature(WORKS[work]).parameters
-    for name in given.keys() - parameters - {"data", "cache", "debug"}:
+    for name in sorted(given.keys() - parameters - {"data", "cache", "debug"}):
         parser.error(f"--{name.replace('_', '-')} does not go with {work}; see --help")
     inputs = [*given.get("predictions", []), *given.get("pictures", [])]
     if "data" in parameters:

@@ -40,13 +40,13 @@ FINE_TUNING = {"epochs": 24, "lr": 0.02, "decay": 5e-4}
 BATCH_SIZE = 64         # images a step
 MOMENTUM = 0.9          # Nesterov's
 WARM_UP = 1 / 20        # of the run's steps
-SMALLER_EPOCHS = 0.6    # of the epochs, the first ones, see smaller images
+SMALLER_EPOCHS = 0.6    # of the epochs, the first ones, are of smaller images
 SMALLER_SIDE = 2 / 3    # of the image size; 64 instead of 96 pixels halve a CPU's step
 SAMPLE_IMAGES = 1000    # an epoch's, of the drawn sample
 
-LONGEST_DECODING = timedelta(hours=12)      # processes wait so long for one that decodes
+LONGEST_DECODING = timedelta(hours=12)      # processes wait at most so long for one that decodes
 # settings that may change when a run is resumed
-PLACES = ("data", "cache", "device", "compile")
+CHANGEABLE = ("data", "cache", "device", "compile")
 # teachers see a face in grey for a task that only grey sets have
 COLORED = {task for source in datasets.SOURCES if not source.grey for task in source.tasks}
 
@@ -54,7 +54,7 @@ COLORED = {task for source in datasets.SOURCES if not source.grey for task in so
 # ---- the loop ---------------------------------------------------------------------------------------------
 
 def train(run: "Run", trainer: "Trainer", valid: Faces) -> None:
-    """The epochs that the run still lacks. Raises DataError where a loss is no number."""
+    """Train the remaining epochs. Raises DataError where a loss is no number."""
     for epoch in range(run.epoch + 1, trainer.args.epochs + 1):
         run.epoch = epoch
         figures = trainer.train_epoch(epoch)
@@ -81,7 +81,7 @@ class Trainer:
         self.weights = dict(zip(TASKS, args.weights))
         self.tasks = trained_tasks(args)
         self.targets = {}                       # of teachers, by task: (faces, classes)
-        self.kept = {}                          # of heads that stay: task -> temperature
+        self.kept = {}                          # of heads that --heads leaves as they are: temperature by task
         torch.manual_seed(args.seed)
         self.model = models.FaceAttributeNet()
         for name, module in self.model.named_children():
@@ -350,9 +350,11 @@ def settings_lines(trainer: Trainer, settings: dict) -> list[str]:
 
 # ---- the faces, and the processes -------------------------------------------------------------------------
 
-def read_parts(args: Namespace) -> tuple[list[Part], list[Part]]:
-    """The parts for training and for validation, not decoded. Raises DataError."""
-    root, _ = datasets.folders(args.data, args.cache)
+def read_parts(args: Namespace, root: Path) -> tuple[list[Part], list[Part], list[Part]]:
+    """The parts for training and for validation, and those whose pictures are left out of training.
+
+    They are not decoded. Raises DataError.
+    """
     tasks, names = trained_tasks(args), dict.fromkeys(args.split + args.rehearse)
     train, gaps = datasets.read(root, names, "train", tasks)
     valid, more = datasets.read(root, dict.fromkeys(args.split), "valid", tasks)
@@ -364,23 +366,21 @@ def read_parts(args: Namespace) -> tuple[list[Part], list[Part]]:
             if not faces.known(task).any():
                 names = " ".join(args.split)
                 raise DataError(f"--split {names}: no labels for {task} in its {subset} part")
-    if args.without_copies:
-        held_out = []
-        for subset in ("valid", "test"):
-            with contextlib.suppress(datasets.Missing):
-                parts, _ = datasets.read(root, names, subset, tasks)
-                held_out += parts
-        train = datasets.drop_copies(train, held_out)
-    return train, valid
+    held_out = []
+    for subset in ("valid", "test") if args.without_copies else ():
+        with contextlib.suppress(datasets.Missing):
+            parts, _ = datasets.read(root, names, subset, tasks)
+            held_out += parts
+    return train, valid, held_out
 
 
-def load_faces(args: Namespace, world: int, parts: list[Part]) -> Faces:
-    """The faces of `parts`. The first process of each host decodes, the others read its cache."""
-    _, cache = datasets.folders(args.data, args.cache)
+def load_faces(args: Namespace, cache: Path, world: int, parts: list[Part],
+               held_out: list[Part]) -> Faces:
+    """`datasets.load`, in which the first process of each host decodes, and the others read its cache."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if local_rank > 0:
         dist.barrier()
-    faces = datasets.load(parts, args.image_size, cache, args.detect)
+    faces = datasets.load(parts, args.image_size, cache, args.detect, held_out)
     if world > 1 and local_rank == 0:
         dist.barrier()
     return faces
@@ -481,10 +481,11 @@ def read_settings(run: Run) -> tuple[Namespace, dict]:
     run.best = saved["training"]["best"]
     parser.set_defaults(**saved["settings"])
     args = parser.parse_args()
-    for name in saved["settings"].keys() - set(PLACES):
+    for name in saved["settings"].keys() - set(CHANGEABLE):
         if getattr(args, name) != saved["settings"][name]:
             option = name.replace("_", "-")
-            raise DataError(f"--{option}: a resumed run keeps its settings but --{', --'.join(PLACES)}")
+            raise DataError(f"--{option}: a resumed run keeps its settings; only "
+                            f"--{', --'.join(CHANGEABLE)} may change")
     if run.epoch >= args.epochs:
         raise DataError(f"{args.resume}: the run is finished, at epoch {run.epoch}")
     return args, saved
@@ -493,14 +494,15 @@ def read_settings(run: Run) -> tuple[Namespace, dict]:
 def set_up(run: Run) -> tuple[Trainer, Faces]:
     """The trainer, ready for the next epoch, and the faces for validation."""
     args, saved = read_settings(run)
-    settings = {**vars(args), "cache": args.cache and str(args.cache)}
+    root, cache = datasets.folders(args.data, args.cache)
+    settings = dict(vars(args))
     del settings["resume"], settings["debug"]
-    drawn = datasets.is_drawn(datasets.folders(args.data, args.cache)[0])
+    drawn = datasets.is_drawn(root)
     run.about = {"settings": settings, "drawn": drawn, "detected": args.detect}
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = Trainer(args, join_processes(args.device, world), run.rank, world)
     teachers = open_teachers(args)
-    train, valid = read_parts(args)
+    train, valid, held_out = read_parts(args, root)
     notes = [f"{file}: teaches {' and '.join(tasks)}"
              for file, (_, _, tasks) in zip(args.teacher, teachers)]
     if drawn:
@@ -515,7 +517,8 @@ def set_up(run: Run) -> tuple[Trainer, Faces]:
     if run.rank == 0:
         run.open_log(args.logs, "r+") if saved else run.begin(args)
     run.log(*settings_lines(trainer, settings), *notes)
-    faces, valid = load_faces(args, world, train), load_faces(args, world, valid)
+    faces = load_faces(args, cache, world, train, held_out)
+    valid = load_faces(args, cache, world, valid, [])
     run.log_faces(faces)
     run.log_faces(valid)
     trainer.start(faces)

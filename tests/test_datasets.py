@@ -484,10 +484,10 @@ def test_copies_are_found_by_their_bytes_and_counted(tmp_path):
         (train,), (valid,) = (read(tmp_path, dataset, subset) for subset in ("train", "valid"))
         taken = set(datasets.digests(valid).values())
         assert sorted(file for file, digest in datasets.digests(train).items() if digest in taken) == copies
-        (kept,) = datasets.drop_copies([train], [valid])
-        assert kept.dropped == {"picture of valid or test": copies} and not train.dropped
-        assert len(datasets.prepare(kept, 16, tmp_path / ".cache")) == left
-        assert datasets.drop_copies([train], [])[0].faces == train.faces
+        kept = datasets.load([train], 16, tmp_path / ".cache", others=[valid])
+        assert kept.parts[0].dropped == {"picture of valid or test": copies} and not train.dropped
+        assert len(kept) == left
+    assert len(list((tmp_path / ".cache").iterdir())) == 2          # one of each part, with its copies
     text = run(*REPORT, cwd=tmp_path).stdout
     assert "pictures: 0 repeat another one, 1 are in train too" in text[text.index("gender valid: "):]
     assert "pictures: 1 repeat another one, 2 are in valid too" in text
