@@ -487,6 +487,7 @@ def test_copies_are_found_by_their_bytes_and_counted(tmp_path):
         kept = datasets.load([train], 16, tmp_path / ".cache", others=[valid])
         assert kept.parts[0].dropped == {"picture of valid or test": copies} and not train.dropped
         assert len(kept) == left
+        assert len(datasets.load([train], 16, tmp_path / ".cache")) == left + len(copies)
     assert len(list((tmp_path / ".cache").iterdir())) == 2          # one of each part, with its copies
     text = run(*REPORT, cwd=tmp_path).stdout
     assert "pictures: 0 repeat another one, 1 are in train too" in text[text.index("gender valid: "):]
