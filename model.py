@@ -173,12 +173,15 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs from Ampere on and CPUs with AVX512-BF16, float16 on older GPUs, else float32."""
+    """bfloat16 on GPUs from Ampere on and CPUs with AMX, float16 on older GPUs, else float32.
+
+    On a CPU that has AVX512-BF16 without AMX, a step in bfloat16 took 1.1 to 1.3 times as long.
+    """
     if device.type == "cuda":
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if ampere else torch.float16
     # private, so another torch may lack it
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if probe() else torch.float32
 
 
