@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"       # before torch is imported; child processes inherit it
+os.environ["OMP_NUM_THREADS"] = "1"     # before torch is imported; the tests run in a process for each core
 # for the tests that ask for one; an empty variable is inherited from a process of these tests
 WITH_GPUS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES" or value}
 os.environ["CUDA_VISIBLE_DEVICES"] = ""         # the others compare figures to the last digit
