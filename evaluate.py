@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from json import dumps
 from multiprocessing.pool import ThreadPool
@@ -659,10 +659,11 @@ def export_onnx(export: Path, network: models.FaceAttributeNet, content: dict) -
     size = content["image_size"]
     images = torch.zeros(2, 3, size, size)
     models.normalise(images)        # keeps its constants, which must not be those of the export's tracing
-    torch.onnx.export(
-        Exported().eval(), (images,), export,
-        input_names=["images"], output_names=content["tasks"],
-        dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False, verbose=False)
+    program = torch.onnx.export(
+        Exported().eval(), (images,), input_names=["images"], output_names=content["tasks"],
+        dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
+    with datasets.whole_file(export) as output:
+        output.write(program.model_proto.SerializeToString())
 
 
 # ---- videos -----------------------------------------------------------------------------------------------
@@ -1033,7 +1034,7 @@ def page(file: Path, title: str, panels: int) -> Iterator[np.ndarray]:
             ax.set_axis_off()
         yield axes
         with datasets.whole_file(file) as output:
-            figure.savefig(output, format=file.suffix[1:].lower() or "png")
+            figure.savefig(output, format=file.suffix[1:])
 
 
 def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) -> None:
@@ -1100,9 +1101,9 @@ def make_parser() -> datasets.Parser:
     work.add_argument("--camera", choices=list("0123456789"), metavar="N",
                       help="predict the faces that the camera of this number sees")
     work.add_argument("--logs", type=Path, metavar="DIR", help="print the results table of the logs there")
-    work.add_argument("--export", type=output_file, metavar="FILE",
-                      help="write the checkpoint's weights in half precision or, with the ending .onnx, "
-                           "the network for ONNX Runtime")
+    work.add_argument("--export", type=output_file(".pth", ".onnx"), metavar="FILE",
+                      help="write the checkpoint's weights in half precision (.pth), or the network for "
+                           "ONNX Runtime (.onnx)")
     add = parser.add_argument
     add("--subset", choices=datasets.SUBSETS, help="its part (default: valid)")
     add("--checkpoint", type=Path, metavar="FILE",
@@ -1112,25 +1113,29 @@ def make_parser() -> datasets.Parser:
     add("--tta", action="store_true", help="average the predictions for an image and its mirror image")
     add("--predictions", type=Path, nargs="+", metavar="FILE.csv",
         help="evaluate these predictions; several are compared to the first")
-    add("--save-predictions", type=output_file, metavar="FILE.csv",
+    add("--save-predictions", type=output_file(".csv"), metavar="FILE.csv",
         help="write the predictions for the data set")
     add("--json", action="store_true", help="print a JSON object for each face instead of a sentence")
-    add("--csv", type=output_file, metavar="FILE.csv", help="write what is predicted for the pictures")
+    add("--csv", type=output_file(".csv"), metavar="FILE.csv", help="write what is predicted for the pictures")
     add("--out", type=Path, metavar="DIR", help="write each picture there with its predictions drawn on it")
-    add("--plot", type=output_file, metavar="FILE.png",
+    add("--plot", type=output_file(".png", ".svg", ".pdf"), metavar="FILE.png",
         help="with --split or --logs: plot (needs matplotlib)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_data("find the faces in the pictures, and align them as in training")
     return parser
 
 
-def output_file(name: str) -> Path:
-    """An argparse type: a file that can be written."""
-    file = Path(name)
-    if file.exists() and not file.is_file() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there "
-                                         "and can be written")
-    return file
+def output_file(*endings: str) -> Callable[[str], Path]:
+    """An argparse type: a file that can be written, with one of `endings`, so that no photo is replaced."""
+    def parse(name: str) -> Path:
+        file = Path(name)
+        if file.suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"{file}: expected a name that ends with {' or '.join(endings)}")
+        if file.exists() and not file.is_file() or not os.access(file.parent, os.W_OK | os.X_OK):
+            raise argparse.ArgumentTypeError(f"{file}: expected the name of a file, in a folder that is there "
+                                             "and can be written")
+        return file
+    return parse
 
 
 # what does the work of an option; its parameters are the options that go with it
@@ -1145,15 +1150,11 @@ def main() -> int | None:
     parameters = inspect.signature(WORKS[work]).parameters
     for name in sorted(given.keys() - parameters - {"data", "cache", "debug"}):
         parser.error(f"--{name.replace('_', '-')} does not go with {work}; see --help")
-    inputs = [*given.get("predictions", []), *given.get("pictures", [])]
-    if "data" in parameters:
-        inputs.append(datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"])
-    for name in given.keys() & {"save_predictions", "csv", "plot"}:
+    data = datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"]
+    for name in given.keys() & {"save_predictions", "plot"}:
         file = given[name]
-        if file.exists() and any(file.resolve().is_relative_to(os.path.realpath(read)) for read in inputs):
-            parser.error(f"{file}: is among what is read; name another file")
-        if name != "plot" and file.exists() and file.suffix.lower() != ".csv":
-            parser.error(f"{file}: is there already and no .csv; name another file")
+        if file.exists() and file.resolve().is_relative_to(os.path.realpath(data)):
+            parser.error(f"{file}: is among the data; name another file")
     if "plot" in given:
         datasets.optional("matplotlib.figure", "matplotlib", "--plot")
     if "out" in given:
