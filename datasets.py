@@ -21,7 +21,6 @@ import re
 import signal
 import sys
 import tempfile
-import textwrap
 import threading
 import types
 import warnings
@@ -55,7 +54,7 @@ SUBSETS = ("train", "valid", "test")
 
 EPOCH_IMAGES = 28_710                   # drawn from a larger pool in an epoch; the original recipe's number
 IMAGE_SIZE, SAMPLE_SIZE = 224, 64       # default side of images in pixels; of the drawn sample
-CACHE_FORMAT = 4                        # counts up when prepared images change, so that no old one is used
+CACHE_FORMAT = 5                        # counts up when prepared images change, so that no old one is used
 
 
 class DataError(Exception):
@@ -80,11 +79,10 @@ class Face(NamedTuple):
     group: str = ""             # for figures by group, such as FairFace's race
     pixels: str = ""            # 48x48 grey values as text, where the table holds the picture itself
     dropped: str = ""           # why it is not used
-    remark: str = ""            # what is odd about it; it is used all the same
 
 
 DTYPES = {name: {float: np.float32, int: np.int64, str: object}[kind]
-          for name, kind in Face.__annotations__.items() if name not in ("pixels", "dropped", "remark")}
+          for name, kind in Face.__annotations__.items() if name not in ("pixels", "dropped")}
 LABELS = ("age", "age_std", *CLASS_NAMES)
 
 
@@ -96,7 +94,7 @@ class Part:
     folder: Path                                # what the faces' files are relative to
     faces: list[Face]                           # those that can be used
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))    # reason -> files
-    remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    remarks: dict[str, list[str]] = field(default_factory=dict)     # of faces that are used all the same
 
     @property
     def name(self) -> str:
@@ -279,10 +277,8 @@ def read_part(root: Path, source: "Source", subset: str, tasks: Collection[str])
     for face in source.read(part.folder, subset):
         if face.dropped:
             part.dropped[face.dropped].append(face.file)
-            continue
-        part.faces.append(face._replace(**blank))
-        if face.remark:
-            part.remarks[face.remark].append(face.file)
+        else:
+            part.faces.append(face._replace(**blank))
     if not part.faces and not part.dropped:
         layout = source.layout.replace("PART", subset)
         raise Missing(f"{part.folder}: {source.name}'s {subset} part is not there; expected {layout}")
@@ -433,10 +429,7 @@ def read_fer2013_csv(table: Path, subset: str) -> Iterator[Face]:
     """One part of FER2013's CSV; a face's file is its row within the part."""
     count = itertools.count()
     for where, row in read_csv(table, ("emotion", "pixels", "Usage")):
-        usage = row["Usage"]
-        if usage not in FER2013_USAGES:
-            raise DataError(f"{where}: Usage is {usage[:50]!r}; expected {', '.join(FER2013_USAGES)}")
-        if FER2013_USAGES[usage] == subset:
+        if choice(row["Usage"], FER2013_USAGES, where, "Usage") == subset:
             emotion = number(row["emotion"], 0, len(CLASS_NAMES["emotion"]) - 1, where, "emotion")
             yield Face(str(next(count)), emotion=int(emotion), pixels=row["pixels"])
 
@@ -462,10 +455,8 @@ def read_utkface(folder: Path, subset: str) -> Iterator[Face]:
             "file without age and gender in its name": not label,
             f"age above {MAX_AGE}": int(age) > MAX_AGE,
         })
-        usual = re.fullmatch(r"[0-9]+_[01]_[0-4]_[0-9]+(\.jpg)?(\.chip)?\.jpg", file.name)
-        remark = "" if usual else "odd name, which has age and gender all the same"
         yield Face(file.relative_to(folder).as_posix(), int(age), gender=1 - int(gender),
-                   group=UTKFACE_GROUPS.get(race, ""), dropped=flaw, remark=remark)
+                   group=UTKFACE_GROUPS.get(race, ""), dropped=flaw)
         seen.add(file.name)
 
 
@@ -484,21 +475,15 @@ def read_fairface(folder: Path, subset: str) -> Iterator[Face]:
     table = folder / f"fairface_label_{'val' if subset == 'test' else 'train'}.csv"
     if not table.is_file():
         return
-    genders = CLASS_NUMBERS["gender"]
     for where, row in read_csv(table, ("file", "age", "gender", "race")):
         official = "/".join(row["file"].split("/")[-2:])      # such as train/1.jpg
         held_out = subset_by_hash(official, 20, {19: "valid"})
         if subset not in ("test", held_out):
             continue
-        text, gender = row["age"], row["gender"].lower()
-        ages = MANGLED_RANGES.get(text, text)
-        if gender not in genders:
-            raise DataError(f"{where}: gender is {gender[:50]!r}; expected Male or Female")
-        if ages not in FAIRFACE_AGES:
-            raise DataError(f"{where}: age is {text[:50]!r}; expected {', '.join(FAIRFACE_AGES)}")
-        remark = f"age {text}, of a spreadsheet program, read as a range" if text != ages else ""
-        yield Face(row["file"], *FAIRFACE_AGES[ages], gender=genders[gender], group=row["race"],
-                   remark=remark)
+        ages = MANGLED_RANGES.get(row["age"], row["age"])
+        age = choice(ages, FAIRFACE_AGES, where, "age")
+        gender = choice(row["gender"].lower(), CLASS_NUMBERS["gender"], where, "gender")
+        yield Face(row["file"], *age, gender=gender, group=row["race"])
 
 
 class Source(NamedTuple):
@@ -536,7 +521,7 @@ for source in SOURCES:
 def read_csv(file: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row of a table with `columns`: where it stands, such as "x.csv line 7", and its cells by column.
 
-    The table may be separated by comma, semicolon or tab, and have other columns. Names of files come with
+    The table may be separated by comma, semicolon or tab, and have other columns. Backslashes become
     slashes. Raises DataError.
     """
     try:
@@ -553,10 +538,8 @@ def read_csv(file: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[s
                 where = f"{file} line {rows.line_num}"
                 if len(row) != len(header):
                     raise DataError(f"{where}: {len(row)} fields; expected {len(header)}, as in the header")
-                cells = {name: cell.strip() for name, cell in zip(header, row)}
-                for name in {"image", "file", "file_name"} & cells.keys():
-                    cells[name] = cells[name].replace("\\", "/")
-                yield where, cells
+                cells = [cell.strip().replace("\\", "/") for cell in row]
+                yield where, dict(zip(header, cells))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from None
 
@@ -567,6 +550,13 @@ def number(text: str, low: float, high: float, where: str, what: str) -> float:
     if not decimal or not low <= float(text) <= high:
         raise DataError(f"{where}: {what} is {text.strip()[:50]!r}; expected a number from {low} to {high}")
     return float(text)
+
+
+def choice(text: str, choices: dict[str, object], where: str, what: str):
+    """What `text` stands for among `choices`. Raises DataError that names `where` and `what`."""
+    if text not in choices:
+        raise DataError(f"{where}: {what} is {text[:50]!r}; expected {', '.join(choices)}")
+    return choices[text]
 
 
 # what operating systems and programs leave in folders begins so
@@ -609,7 +599,7 @@ def class_folders(folder: Path, root: Path, task: str, classes: dict[str, int]) 
     for path in filter(Path.is_dir, entries(folder)):
         name = path.name.lower()
         if name not in classes:
-            expected = textwrap.shorten(", ".join(classes), 80, placeholder=" ...")
+            expected = ", ".join(classes)[:80]
             raise DataError(f"{path}: unknown class folder; expected one of {expected}")
         for file in entries(path):
             flaw = "" if is_picture(file) else "not a picture"
@@ -633,11 +623,8 @@ def is_picture(file: Path) -> bool:
         return True
     if not file.is_file():              # opening a pipe might never end
         return False
-    try:
-        with open(file, "rb") as content:
-            return bool(FIRST_BYTES.match(content.read(12)))
-    except OSError:
-        return False
+    with open(file, "rb") as content:
+        return bool(FIRST_BYTES.match(content.read(12)))
 
 
 def open_picture(file: Path, side: int | None = None) -> Image.Image:
@@ -646,8 +633,8 @@ def open_picture(file: Path, side: int | None = None) -> Image.Image:
     EXIF orientation, palette, grey, alpha (on white), CMYK, 16 and 32 bits are taken care of.
     Raises: ValueError where it is no plain file or too large; whatever Pillow raises on other files.
     """
-    if not file.is_file():                                  # opening a pipe or a device might never end
-        raise ValueError("no such file" if not file.exists() else "not a file")
+    if file.exists() and not file.is_file():                # opening a pipe or a device might never end
+        raise ValueError("not a file")
     try:
         return decode_picture(file, side)
     except OSError as error:
@@ -676,10 +663,9 @@ def decode_picture(file: Path | BinaryIO, side: int | None) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """A picture of any kind that Pillow reads, upright and in RGB."""
     kind = image.format
-    try:
+    image.load()            # a second call, after one that failed, would give the pixels decoded so far
+    with contextlib.suppress(Exception):    # broken metadata, on which Pillow raises anything
         image = ImageOps.exif_transpose(image)
-    except Exception:                       # broken metadata, on which Pillow raises anything
-        image.load()                        # the pixels may be sound all the same
     if image.mode[0] in "IF":               # 16 or 32 bits, or floats
         image = Image.fromarray(to_8_bits(image))
     if image.has_transparency_data:
@@ -725,7 +711,7 @@ local = threading.local()
 
 
 class Detection(NamedTuple):
-    """A face in a picture, in its pixels."""
+    """A face in a picture, in its pixels: all that the rest of the project knows of the detector."""
     box: tuple[float, float, float, float]      # left, top, right, bottom
     landmarks: np.ndarray                       # (5, 2) float, across and down, in the order of LANDMARKS
     confidence: float                           # 0..1
@@ -742,10 +728,7 @@ def detector():
 
 
 def search(picture: Image.Image, side: int) -> list[Detection]:
-    """The faces in an RGB picture at the size at which its longer side has `side` pixels.
-
-    The rest of the project knows nothing of the detector but Detection.
-    """
+    """The faces in an RGB picture, searched at the size at which its longer side has `side` pixels."""
     scale = side / max(picture.size)
     size = [max(1, round(length * scale)) for length in picture.size]
     pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
@@ -769,11 +752,11 @@ def find_faces(picture: Image.Image) -> list[Detection]:
         least = LARGE_FACE * max(picture.size) / small
         found = [face for face in found if face.box[2] - face.box[0] > least]
         found += [face for face in search(picture, large)
-                  if not any(inside(face.landmarks[2], other.box) for other in found)]
+                  if not any(contains(other.box, face.landmarks[2]) for other in found)]
     return sorted(found, key=lambda face: face.box)
 
 
-def inside(point: np.ndarray, box: tuple[float, float, float, float]) -> bool:
+def contains(box: tuple[float, float, float, float], point: np.ndarray) -> bool:
     """Whether a point lies in a box."""
     left, top, right, bottom = box
     return left <= point[0] <= right and top <= point[1] <= bottom
@@ -852,7 +835,7 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     Files that are missing or can't be decoded are counted as dropped. With `detect`, each picture's main
     face is found and aligned. Raises DataError.
     """
-    part, key = stat_files(part, size, detect)
+    part, key = stat_files(part)
     target = cache / f"{part.name.replace(' ', '-')}-{size}{'-detected' if detect else ''}-{key}"
     if not target.is_dir():
         if detect and not part.source.grey:
@@ -871,14 +854,12 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
     return table.keep(states != UNDECODABLE)
 
 
-def stat_files(part: Part, size: int, detect: bool) -> tuple[Part, str]:
+def stat_files(part: Part) -> tuple[Part, str]:
     """`part` without the files that are missing, and a key of all that the others' images depend on."""
-    settings = [CACHE_FORMAT, size]
-    if detect:
-        settings += [DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, SMALLEST_FACE, LEAST_CONFIDENCE,
-                     LANDMARKS.tolist(), FER2013_SCALE, FER2013_SHIFT, FER2013_SIDE]
+    settings = (CACHE_FORMAT, DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, SMALLEST_FACE, LEAST_CONFIDENCE,
+                LANDMARKS.tolist(), FER2013_SCALE, FER2013_SHIFT, FER2013_SIDE)
     key = hashlib.blake2b(str(settings).encode(), digest_size=8)
-    faces, dropped = [], defaultdict(list, part.dropped)
+    there = replace(part, faces=[], dropped=defaultdict(list, part.dropped), remarks={})
     for face in part.faces:
         about = face.pixels
         try:
@@ -886,11 +867,10 @@ def stat_files(part: Part, size: int, detect: bool) -> tuple[Part, str]:
                 details = os.stat(part.folder / face.file)
                 about = f"{face.file} {details.st_size} {details.st_mtime_ns}"
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            dropped["missing file"].append(face.file)
+            there.dropped["missing file"].append(face.file)
             continue
-        faces.append(face)
+        there.faces.append(face)
         key.update(about.encode(errors="surrogateescape"))
-    there = replace(part, faces=faces, dropped=dropped, remarks=defaultdict(list, part.remarks))
     return there, key.hexdigest()
 
 
@@ -900,8 +880,9 @@ def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
         try:
             return crop_face(part, face, size, detect)
         except Exception as error:          # Pillow may raise any exception on a broken file
-            # the disk's fault, not the file's; a broken TIFF is an invalid argument
-            if getattr(error, "errno", None) not in (None, errno.EINVAL):
+            # the machine's fault, not the file's; a broken TIFF is an invalid argument
+            number = getattr(error, "errno", None)
+            if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
                 raise
             return np.zeros((size, size, 3), np.uint8), UNDECODABLE
     shape = (len(part.faces), size, size, 3)
@@ -951,9 +932,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def whole_file(file: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes `file`'s name when it is whole, so that a crash leaves the old one.
-    Raises DataError where it can't be written.
-    """
+    """A file to write, which takes `file`'s name when it is whole. Raises DataError."""
     target = file.resolve()                 # what a link leads to
     partial = target.with_name(f".{target.name[:60]}.partial")
     try:
@@ -1048,9 +1027,7 @@ EXPRESSIONS = {
 
 
 def draw_face(rng: np.random.Generator, age: float, gender: int, emotion: int) -> Image.Image:
-    """A simple face, 128x128 RGB: hair greys and wrinkles come with age, women have long hair,
-    mouth and brows show emotion.
-    """
+    """A simple face, 128x128 RGB, that shows age (grey hair, wrinkles), gender and emotion."""
     ground, skin = rng.uniform(90, 200, 3), SKIN * rng.uniform(0.75, 1.05)
     old = age / MAX_AGE
     hair = HAIR * (1 - old) + 245 * old
@@ -1221,8 +1198,7 @@ def progress(items: Iterable, total: int, what: str, unit_scale: int = 1) -> Ite
 
 
 def script(main: Callable[[], int | None]) -> None:
-    """Run a script: an error becomes one line on stderr and exit status 2; --debug shows where it came from.
-    """
+    """Run a script: an error becomes one line on stderr and exit status 2, with --debug a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):            # a name may hold what the terminal can't show
             stream.reconfigure(errors="backslashreplace")

@@ -616,9 +616,7 @@ def parse_prediction(text: str, task: str, where: str) -> float:
     classes = classes | {str(number): number for number in classes.values()}
     word = text.strip().lower()
     word = SYNONYMS.get(word, word)
-    if word not in classes:
-        raise DataError(f"{where}: {task} is {text[:50]!r}; expected {', '.join(classes)}")
-    return classes[word]
+    return datasets.choice(word, classes, where, task)
 
 
 def chosen_checkpoint(checkpoint: Path | None, checkpoints: Path | None) -> Path:

@@ -286,8 +286,8 @@ class Run:
         weights = "-".join(map(str, args.weights))
         name = f"{datetime.now():%Y%m%d-%H%M%S}_{'+'.join(args.split)}_{weights}"
         Path(args.logs).mkdir(parents=True, exist_ok=True)
-        for number in itertools.chain([""], map("-{}".format, itertools.count(2))):
-            self.folder = Path(args.checkpoints, name + number)
+        for number in itertools.count(1):
+            self.folder = Path(args.checkpoints, name if number == 1 else f"{name}-{number}")
             with contextlib.suppress(FileExistsError):
                 self.folder.mkdir(parents=True)
                 self.open_log(args.logs, "x")

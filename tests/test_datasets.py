@@ -95,11 +95,9 @@ REPORT = ("datasets.py", "--data", ".", "--image-size", 64)
       for subset, faces in (
         ("train", [Face("train/1.jpg", 24.5, 10 / math.sqrt(12), 20, 30, 1, group="Black"),
                    Face("train/2.jpg", 75, 5, 70, math.inf, 0, group="White"),
-                   Face("train/3.jpg", 6, 7 / math.sqrt(12), 3, 10, 1, group="White",
-                        remark="age 03-Sep, of a spreadsheet program, read as a range")]),
+                   Face("train/3.jpg", 6, 7 / math.sqrt(12), 3, 10, 1, group="White")]),
         ("valid", [Face("./train/11.jpg", 1, 3 / math.sqrt(12), 0, 3, 1, group="Indian")]),
-        ("test", [Face("val/1.jpg", 14.5, 10 / math.sqrt(12), 10, 20, 0, group="White",
-                       remark="age Oct-19, of a spreadsheet program, read as a range")]))),
+        ("test", [Face("val/1.jpg", 14.5, 10 / math.sqrt(12), 10, 20, 0, group="White")]))),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_each_layout_gives_its_faces(dataset, subset, pictures, texts, expected, tmp_path):
     make(tmp_path / dataset, *pictures, **texts)
@@ -189,16 +187,15 @@ def test_pictures_are_known_by_ending_or_first_bytes_and_systems_folders_are_pas
             load(tmp_path, dataset)
 
 
-def test_odd_names_of_utkface_are_counted_and_the_same_name_twice_is_one_face(tmp_path):
-    odd = "odd name, which has age and gender all the same"
-    names = {"61_1_20170109142408075.jpg.chip.jpg": odd, "24_0_1_20170116220224657 .jpg.chip.jpg": odd,
-             "55_0_0_20170116232725357jpg.chip.jpg": odd, "101_0_0_20170112213500903.jpg": "age above 100",
+def test_odd_names_of_utkface_are_read_and_the_same_name_twice_is_one_face(tmp_path):
+    names = {"61_1_20170109142408075.jpg.chip.jpg": "", "24_0_1_20170116220224657 .jpg.chip.jpg": "",
+             "55_0_0_20170116232725357jpg.chip.jpg": "", "101_0_0_20170112213500903.jpg": "age above 100",
              "portrait.jpg": "file without age and gender in its name",
              "26_3_0_20170104.jpg": "file without age and gender in its name",
              "UTKFace/21_1_1_20170101.jpg": "same name in another folder", "21_1_1_20170101.jpg": ""}
     make(tmp_path, *names)
     faces = [face for subset in datasets.SUBSETS for face in datasets.read_utkface(tmp_path, subset)]
-    assert {face.file: face.dropped or face.remark for face in faces} == names
+    assert {face.file: face.dropped for face in faces} == names
 
 
 # ---- IMDB-WIKI
@@ -339,7 +336,7 @@ def test_what_is_huge_or_no_picture_is_refused(tmp_path, monkeypatch):
     Image.new("L", (20, 20)).save(tmp_path / "a.jpg", "EPS")        # a program in PostScript
     for name, error, expected in (("huge.png", ValueError, "30000x9000 is too large a picture"),
                                   ("a.jpg", UnidentifiedImageError, "cannot identify"),
-                                  ("", ValueError, "not a file"), ("gone.jpg", ValueError, "no such file")):
+                                  ("", ValueError, "not a file"), ("gone.jpg", OSError, "No such file")):
         with pytest.raises(error, match=expected):
             datasets.open_picture(tmp_path / name, 16)
     picture(tmp_path / "large.jpg", 0, (400, 400))
@@ -354,18 +351,21 @@ def test_broken_images_are_named_and_left_out(tmp_path):
     # of the BigTIFF Pillow seeks a senseless place, of which the disk complains
     make(folder, **{"0.jpg": "", "2.jpg": "II+\0\b\0\0\0" + 7 * "\0" + "\x40" + 50 * "\0"})
     (folder / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    damaged = picture(folder / "3.png", size=(200, 200))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:9000] + bytes(64) + content[9064:])
     (part,) = read(tmp_path, "cvpr2016", tasks=["gender"])
     before = copy.deepcopy(part)
     for _ in range(2):
         faces = datasets.prepare(part, 16, tmp_path / ".cache")
         counts = {reason: len(names) for reason, names in faces.parts[0].dropped.items()}
-        assert len(faces) == 4 and counts == {"undecodable file": 2, "missing file": 1}
+        assert len(faces) == 4 and counts == {"undecodable file": 3, "missing file": 1}
         for file, image in zip(faces["file"], faces.gather(np.arange(4), CPU).numpy()):
-            picture = datasets.open_picture(tmp_path / "cvpr2016" / file)
-            assert (image == datasets.center_crop(picture, 16)).all()       # each face has its own image
+            opened = datasets.open_picture(tmp_path / "cvpr2016" / file)
+            assert (image == datasets.center_crop(opened, 16)).all()       # each face has its own image
         assert (part.faces, part.dropped, part.remarks) == (before.faces, before.dropped, before.remarks)
     make(folder.parent, **{f"{('female', 'male')[i % 2]}/{i}.jpg": "" for i in range(6)})
-    with pytest.raises(DataError, match="no usable face.*undecodable file: 6"):
+    with pytest.raises(DataError, match="no usable face.*undecodable file: 7"):
         load(tmp_path, "cvpr2016")
 
 
