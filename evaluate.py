@@ -91,10 +91,10 @@ FIGURES = {
     "age_in_range": "age in range (%)",
     **{f"{task}_acc": f"{task} acc (%)" for task in CLASS_NAMES},
 }
-# the original recipe's errors in its run of all three tasks
-ORIGINAL_MAE = 12.23                    # years
-ORIGINAL_ERRORS = {"gender": 100 - 86.63, "emotion": 100 - 52.91}       # percent
-OTHER_ERROR = 50                        # percent, for a task that it had not
+# the figures that the best epoch is chosen by, under their names in an epoch
+METRICS = {"age": "val_age_mae"} | {task: f"val_{task}_acc" for task in CLASS_NAMES}
+# the original recipe's errors in its run of all three tasks: years, and percent
+ORIGINAL_ERRORS = {"age": 12.23, "gender": 100 - 86.63, "emotion": 100 - 52.91}
 
 
 def per_face(faces: Faces, predictions: Predictions) -> dict[str, np.ndarray]:
@@ -140,15 +140,14 @@ def means(figures: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: float(np.nanmean(values)) for name, values in figures.items()}
 
 
-def mean_error(metrics: dict[str, float]) -> float:
-    """The mean of each task's error in parts of the original recipe's; a run's best epoch has the least.
-
-    Infinite where a metric is no number, or there is none.
-    """
-    errors = [metrics["age_mae"] / ORIGINAL_MAE] if "age_mae" in metrics else []
-    errors += [(100 - metrics[f"{task}_acc"]) / ORIGINAL_ERRORS.get(task, OTHER_ERROR)
-               for task in CLASS_NAMES if f"{task}_acc" in metrics]
-    return float(np.nan_to_num(np.mean(errors), nan=math.inf, posinf=math.inf))
+def mean_error(figures: dict[str, float]) -> float:
+    """The mean of an epoch's errors in parts of the original recipe's; a run's best epoch has the least."""
+    errors = []
+    for task, name in METRICS.items():
+        if name in figures:
+            error = figures[name] if task == "age" else 100 - figures[name]
+            errors.append(error / ORIGINAL_ERRORS.get(task, 50))        # 50 % of a task that it had not
+    return float(np.mean(errors))
 
 
 def decades(faces: Faces) -> dict[str, np.ndarray]:
@@ -352,17 +351,14 @@ def comparison_table(faces: Faces, compared: dict[str, Predictions], chosen=slic
 
 # ---- logs: written and read here --------------------------------------------------------------------------
 
-FIRST_TASK, *OTHER_TASKS = CLASS_NAMES
-LOG_TASKS = (FIRST_TASK, "age", *OTHER_TASKS)           # in a log's order
-METRICS = {"age": "age_mae"} | {task: f"val_{task}_acc" for task in CLASS_NAMES}        # names in a log
+LOG_TASKS = (TASKS[1], TASKS[0], *TASKS[2:])            # in a log's order: gender before age
 DRAWN_NOTE = "the sample's faces are drawn: its figures mean nothing"
-FIGURE = re.compile(r"(lr|\[Valid\] age mae|\w+_loss|\w+_acc) ?: *([-+.\deinfa]{1,40})")
+FIGURE = re.compile(r"(lr|\[Valid\] age mae|\w+_loss|\w+_acc) ?: *(\d+(\.\d+)?(e[-+]\d+)?)")
 OPTION = re.compile(r" --([a-z-]+)((?: (?!--)\S+)*)")
 
 
 def epoch_lines(figures: dict) -> list[str]:
-    """An epoch as the log has it, without the times. A figure that is absent is of a task of weight 0: `0`.
-    """
+    """An epoch as the log has it, without the times; an absent figure, of a task of weight 0, is `0`."""
     def lines(prefix: str, kind: str, tasks: Collection[str]) -> list[str]:
         names = [f"{prefix}{task}_{kind}" for task in tasks]
         return [f"{'':10}{name}: {figures.get(name, 0)}" for name in names]
@@ -370,7 +366,7 @@ def epoch_lines(figures: dict) -> list[str]:
             f"Train epoch {figures['epoch']:5d}:",
             *lines("", "loss", LOG_TASKS), "\n",
             *lines("", "acc", CLASS_NAMES),
-            f"[Valid] age mae: {figures.get('age_mae', 0)}",
+            f"[Valid] age mae: {figures.get('val_age_mae', 0)}",
             *lines("val_", "loss", LOG_TASKS), "\n",
             *lines("val_", "acc", CLASS_NAMES),
             "-" * 15]
@@ -397,10 +393,10 @@ def read_log(file: Path) -> Log:
         elif line.startswith("Train epoch "):
             figures["epoch"] = int(line.strip(":").split()[-1])
         elif figure := FIGURE.fullmatch(line):
-            figures[figure[1].replace("[Valid] age mae", "age_mae")] = float(figure[2])
-        elif line.startswith("-----"):
-            if figures.keys() >= {"epoch", "age_mae"}:      # a finished epoch
-                epochs[figures["epoch"]] = figures
+            if figure[2] != "0":                            # of a task of weight 0
+                figures[figure[1].replace("[Valid] age mae", "val_age_mae")] = float(figure[2])
+        elif line.startswith("-----") and "epoch" in figures:
+            epochs[figures["epoch"]] = figures
             figures = {}
     if not epochs:
         raise DataError("no finished epoch")
@@ -451,20 +447,18 @@ def results_row(figures: dict[str, float], remark: str, weights: str, rate: str)
 def row_of_log(log: Log) -> list[str]:
     """A run's row in the results table: its best epoch, and on which data sets it was evaluated."""
     options, epochs = log
-    tasks = [task for task in TASKS if any(figures.get(METRICS[task]) for figures in epochs)]
-    best = min(epochs, key=lambda figures: mean_error(
-        {METRICS[task].removeprefix("val_"): figures.get(METRICS[task], 0) for task in tasks}))
+    best = min(epochs, key=mean_error)
+    by_task = {task: best[name] for task, name in METRICS.items() if name in best}
     words = [word for option, word in REMARKS.items() if option in options]
     if options and "pretrained" not in options:
         words.insert(0, "from scratch")
     if "rehearse" in options:
         words.insert(0, f"rehearsing {' '.join(options['rehearse'])}")
-    used = [name for name in options.get("split", []) if set(tasks) & set(datasets.DATASETS.get(name, []))]
+    used = [name for name in options.get("split", []) if by_task.keys() & datasets.DATASETS.get(name, [])]
     remark = f" on {' '.join(used)}" if used else ""
     remark += f" ({', '.join(words)})" if words else ""
     rate = options.get("lr", [str(epochs[0].get("lr", ""))])
-    return results_row({task: best.get(METRICS[task], 0) for task in tasks}, remark,
-                       ", ".join(options.get("weights", [])), *rate)
+    return results_row(by_task, remark, ", ".join(options.get("weights", [])), *rate)
 
 
 def show_logs(logs: Path, plot: Path | None = None) -> None:
@@ -495,7 +489,7 @@ def evaluate_network(split: str, data: str, cache: str | None = None, subset: st
     predictions = predict(predictor.network, faces, predictor.size, tasks, predictor.device, tta)
     if save_predictions:
         write_predictions(save_predictions, faces, predictions)
-    show_faces_used(faces, gaps)
+    print(*gaps, *faces_used(faces), sep="\n")
     print(report(faces, predictions, seen_in_training(root, parts, faces, tasks)))
     print("", calibration_table(faces, predictions, predictor.temperatures), sep="\n")
     if plot:
@@ -516,7 +510,7 @@ def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: 
         tables = [Faces.of(part) for part in parts]
     faces = datasets.join(tables)
     compared = {str(file): read_predictions(file, faces) for file in predictions}
-    show_faces_used(faces, gaps)
+    print(*gaps, *faces_used(faces), sep="\n")
     seen = seen_in_training(root, parts, faces, tasks)
     if len(compared) > 1:
         print("over all images; differences are to the first row, image by image")
@@ -531,12 +525,11 @@ def evaluate_predictions(split: str, predictions: list[Path], data: str, cache: 
         plot_part(plot, f"{split} {subset}, {title}", faces, only)
 
 
-def show_faces_used(faces: Faces, gaps: list[datasets.Missing]) -> None:
-    """Print how many images of each part are evaluated, and what is left out."""
-    for line in (*gaps, *datasets.left_out(faces)):
-        print(line)
-    for number, part in enumerate(faces.parts):
-        print(f"{part.name}: {np.sum(faces['part'] == number):,} images", flush=True)
+def faces_used(faces: Faces) -> list[str]:
+    """Lines on how many images of each part are used, and on what is left out."""
+    counts = np.bincount(faces["part"], minlength=len(faces.parts))
+    lines = [f"{part.name}: {count:,} images" for part, count in zip(faces.parts, counts)]
+    return lines + datasets.left_out(faces)
 
 
 def seen_in_training(root: Path, parts: list[Part], faces: Faces,
@@ -634,7 +627,7 @@ def write_export(export: Path, checkpoint: Path | None = None, checkpoints: Path
         raise DataError(f"{export}: is there already; name another file")
     file = chosen_checkpoint(checkpoint, checkpoints)
     network, content = models.open_checkpoint(file)
-    if export.suffix == ".onnx":
+    if export.suffix.lower() == ".onnx":
         export_onnx(export, network, content)
     else:
         tensors = network.half().state_dict()
@@ -671,27 +664,26 @@ SMOOTHED = 1        # seconds over which a face's logits are averaged, so that i
 SAME_FACE = 0.3     # least overlap of a face's boxes in two frames
 
 
-class Frame(NamedTuple):
-    """A frame of a video or a camera."""
+class Picture(NamedTuple):
+    """A picture's file, or a frame of a video or a camera."""
     file: Path
-    time: float                 # seconds from the first frame on
-    rate: float                 # frames a second
-    pixels: np.ndarray          # (h, w, 3) uint8, RGB
+    time: float | None = None           # seconds from a video's first frame on
+    rate: float | None = None           # frames a second
+    pixels: np.ndarray | None = None    # (h, w, 3) uint8, RGB
 
     def __str__(self) -> str:
-        return f"{self.file} {self.time:.2f} s"
+        return str(self.file) if self.time is None else f"{self.file} {self.time:.2f} s"
 
 
-def with_frames(files: Iterable[Path]) -> Iterator[Path | Frame]:
+def with_frames(files: Iterable[Path]) -> Iterator[Picture]:
     """`files` with videos replaced by their frames; a video that can't be read stays as it is."""
     for file in files:
         frames = read_video(file) if file.suffix.lower() in VIDEO_FILES else iter(())
-        first = next(frames, file)
-        yield first
+        yield next(frames, Picture(file))
         yield from frames
 
 
-def read_video(source: Path | int) -> Iterator[Frame]:
+def read_video(source: Path | int) -> Iterator[Picture]:
     """The frames of a video, or of the camera of a number. Raises DataError where that can't be opened."""
     cv2 = datasets.optional("cv2", "opencv-python-headless", "a video")
     live = isinstance(source, int)
@@ -708,39 +700,37 @@ def read_video(source: Path | int) -> Iterator[Frame]:
         now = time.monotonic() if live else video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or number / rate
         if number == 0:
             begin = now
-        yield Frame(name, now - begin, rate, np.ascontiguousarray(pixels[..., ::-1]))
+        yield Picture(name, now - begin, rate, np.ascontiguousarray(pixels[..., ::-1]))
     if live and not number:
         raise DataError(f"camera {source}: can't be opened, or gives no picture")
     if 0 < number < count:
         print(f"{name}: ends after {number} of {count:.0f} frames", file=sys.stderr)
 
 
-def follow(tracks: dict[int, list[tuple]], frame: Frame, found: list[tuple]) -> list[tuple]:
+def follow(tracks: dict[int, list[tuple]], frame: Picture, found: list[tuple]) -> list[tuple]:
     """The faces of a frame with their mean logits of the last second and their numbers.
 
     A face keeps its number from frame to frame by the overlap of its boxes. `tracks`: for each number, the
-    times, boxes and logits of the last second that it was there.
+    times, boxes and logits of the last second.
     """
     if frame.time == 0:                                     # another video
         tracks.clear()
-    recent = [number for number, track in tracks.items() if frame.time - track[-1][0] <= SMOOTHED]
-    for number in tracks.keys() - set(recent):
-        tracks[number] = tracks[number][-1:]                # its number alone is still needed
+    for track in tracks.values():                           # an empty one keeps its number
+        track[:] = [entry for entry in track if frame.time - entry[0] <= SMOOTHED]
     boxes = [detection.box if detection else (0, 0, 1, 1) for detection, _ in found]
-    both = boxes, [tracks[number][-1][1] for number in recent]
-    overlaps = box_iou(*(torch.tensor(each).float().view(-1, 4) for each in both)).tolist()
-    pairs = [(overlaps[i][j], i, number) for i in range(len(boxes)) for j, number in enumerate(recent)]
+    last = [track[-1][1] if track else (0, 0, 0, 0) for track in tracks.values()]
+    overlaps = box_iou(*(torch.tensor(each).float().view(-1, 4) for each in (boxes, last)))
     numbers = {}
-    for overlap, i, number in sorted(pairs, reverse=True):
-        if overlap >= SAME_FACE and i not in numbers and number not in numbers.values():
-            numbers[i] = number
+    while overlaps.numel() and overlaps.max() >= SAME_FACE:
+        i, j = divmod(overlaps.argmax().item(), len(tracks))
+        numbers[i] = j + 1
+        overlaps[i] = overlaps[:, j] = 0
     numbered = []
     for i, (detection, logits) in enumerate(found):
         number = numbers.get(i, len(tracks) + 1)
-        track = [*tracks.get(number, []), (frame.time, boxes[i], logits)]
-        tracks[number] = [entry for entry in track if frame.time - entry[0] <= SMOOTHED]
-        averaged = [of_time for _, _, of_time in tracks[number]]
-        mean = {task: torch.stack([each[task] for each in averaged]).mean(0) for task in logits}
+        track = tracks.setdefault(number, [])
+        track.append((frame.time, boxes[i], logits))
+        mean = {task: torch.stack([entry[2][task] for entry in track]).mean(0) for task in logits}
         numbered.append((detection, mean, number))
     return numbered
 
@@ -792,7 +782,6 @@ class Predictor:
         if isinstance(picture, (str, os.PathLike)):
             image = datasets.open_picture(Path(picture), None if self.detect else self.size)
         else:
-            picture = picture.pixels if isinstance(picture, Frame) else picture
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
             image = datasets.upright(image)
         if not self.detect:
@@ -831,14 +820,14 @@ class Predictor:
                 values[f"{task}_probability"] = max(classes.values())
         return FacePrediction(**values)
 
-    def process(self, pictures: Iterable, chunk: int = BATCH) -> Iterator[tuple]:
+    def process(self, pictures: Iterable[Picture], chunk: int = BATCH) -> Iterator[tuple]:
         """Each picture, its faces as `logits` gives them and, where it can't be read, why.
 
         The pictures of a chunk are read and searched on all cores.
         """
-        def attempt(picture) -> tuple[list, str]:
+        def attempt(picture: Picture) -> tuple[list, str]:
             try:
-                return self.find(picture), ""
+                return self.find(picture.file if picture.pixels is None else picture.pixels), ""
             except Exception as error:                  # Pillow raises anything on a broken file
                 reason = one_line(error)[:200] or type(error).__name__
                 return [], f"not a readable picture ({reason})"
@@ -854,8 +843,7 @@ class Predictor:
 def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, checkpoint: Path = SHIPPED,
                      device: str | None = None, detect: bool = False, tta: bool = False,
                      json: bool = False, csv: Path | None = None, out: Path | None = None) -> int:
-    """Print a line for each face; pictures that can't be read are named on stderr. Returns the exit status.
-    """
+    """Print a line for each face; name pictures that can't be read on stderr. Returns the exit status."""
     if camera and out:
         raise DataError("--out does not go with --camera")
     predictor = Predictor(checkpoint, device, detect, tta)
@@ -871,7 +859,7 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
     try:
         for picture, found, error in predictor.process(source, 1 if camera else BATCH):
             count += 1
-            if isinstance(picture, Frame):
+            if picture.time is not None:
                 found = follow(tracks, picture, found)
             faces = [predictor.describe(*face) for face in found]
             of_picture = [row_of(picture, face) for face in faces] or [row_of(picture)]
@@ -885,10 +873,10 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
                 print(*map(dumps, of_picture), sep="\n", flush=True)
             else:
                 show_faces(picture, faces)
-            if out and isinstance(picture, Frame):
+            if out and picture.time is not None:
                 video = write_frame(out, count, picture, faces, video)
             elif out:
-                write_annotated(out, count, picture, faces)
+                write_annotated(out, count, picture.file, faces)
     finally:                                            # when interrupted, what there is
         if video:
             video.release()
@@ -902,7 +890,7 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
     return min(unreadable, 1)
 
 
-def show_faces(picture: Path | Frame, faces: list[FacePrediction]) -> None:
+def show_faces(picture: Picture, faces: list[FacePrediction]) -> None:
     """Print a line for each face in a picture."""
     if not faces:
         print(f"{picture}: no face found")
@@ -948,11 +936,9 @@ def in_words(face: FacePrediction) -> str:
     return ", ".join(words)
 
 
-def row_of(picture: Path | Frame, face: FacePrediction | None = None) -> dict[str, object]:
+def row_of(picture: Picture, face: FacePrediction | None = None) -> dict[str, object]:
     """A face's row in the spreadsheet and in JSON; without a face the picture's name alone."""
-    row = {"image": str(picture)}
-    if isinstance(picture, Frame):
-        row = {"image": str(picture.file), "time": picture.time}
+    row = {"image": str(picture.file), "time": picture.time}
     if face:
         row |= dict(zip(("left", "top", "right", "bottom"), face.box or ()))
         row |= face._asdict()
@@ -974,7 +960,7 @@ def write_annotated(folder: Path, count: int, file: Path, faces: list[FacePredic
         annotate(image, faces, enlarged).save(output, "PNG")
 
 
-def write_frame(folder: Path, count: int, frame: Frame, faces: list[FacePrediction], video):
+def write_frame(folder: Path, count: int, frame: Picture, faces: list[FacePrediction], video):
     """Write a frame likewise to `video`, or to a new one where it is a first frame. Returns the video."""
     height, width, _ = frame.pixels.shape
     if frame.time == 0:
@@ -1070,7 +1056,7 @@ def plot_part(file: Path, title: str, faces: Faces, predictions: Predictions) ->
 def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
     """Each run's losses and metrics over its epochs: a color a run, training dashed, valid solid."""
     panels = {f"{task} loss": {f"{task}_loss": "--", f"val_{task}_loss": "-"} for task in TASKS}
-    panels["age MAE (years)"] = {"age_mae": "-"}
+    panels["age MAE (years)"] = {"val_age_mae": "-"}
     for task in CLASS_NAMES:
         panels[f"{task} accuracy (%)"] = {f"{task}_acc": "--", f"val_{task}_acc": "-"}
     with page(file, "training dashed, valid solid", len(panels)) as axes:
@@ -1079,7 +1065,7 @@ def plot_logs(file: Path, runs: dict[str, list[dict]]) -> None:
             curves = itertools.product(enumerate(runs.items()), styles.items())
             for (i, (run, epochs)), (name, style) in curves:
                 values = np.array([figures.get(name, math.nan) for figures in epochs])
-                values[(values == 0) | (abs(values) > 1e9)] = math.nan      # 0 is of a task of weight 0
+                values[abs(values) > 1e9] = math.nan
                 numbers = [figures["epoch"] for figures in epochs]
                 ax.plot(numbers, values, style, color=f"C{i % 10}", marker=".",
                         label=run if style == "-" else "_")     # legends leave out names with _
@@ -1149,7 +1135,7 @@ def main() -> int | None:
     for name in sorted(given.keys() - parameters - {"data", "cache", "debug"}):
         parser.error(f"--{name.replace('_', '-')} does not go with {work}; see --help")
     data = datasets.SAMPLE_ROOT if given["data"] == "sample" else given["data"]
-    for name in given.keys() & {"save_predictions", "plot"}:
+    for name in given.keys() & {"save_predictions", "csv", "plot"}:
         file = given[name]
         if file.exists() and file.resolve().is_relative_to(os.path.realpath(data)):
             parser.error(f"{file}: is among the data; name another file")

@@ -1,5 +1,6 @@
 """The network, its input and augmentation, its losses, and checkpoints."""
 import functools
+import io
 import math
 import re
 import zipfile
@@ -265,10 +266,9 @@ def description() -> dict:
 def save_checkpoint(content: dict, file: Path) -> None:
     """Write a checkpoint, whole or not at all."""
     with whole_file(file) as output:
-        try:
-            torch.save(content, output)
-        except RuntimeError as error:       # torch's, in place of a full disk's error or Ctrl-C
-            raise error.__context__ or error
+        buffer = io.BytesIO()               # on a file, torch hides a full disk and Ctrl-C behind its own error
+        torch.save(content, buffer)
+        output.write(buffer.getbuffer())
 
 
 def open_checkpoint(file: Path) -> tuple[FaceAttributeNet, dict]:
@@ -349,14 +349,12 @@ def load_weights(network: FaceAttributeNet, file: Path) -> str:
         raise CheckpointError(f"{file}: of a deeper network, it has {deeper}; expected a ResNet-18")
     load_state(network, fits, file, strict=False)
     line = f"{file}: {len(fits)} of the model's {len(shapes)} tensors loaded"
-    new = [name for name, _ in network.named_parameters() if name not in fits]
+    new = [name.rpartition(".")[0] for name, _ in network.named_parameters() if name not in fits]
     if new:
-        modules = dict.fromkeys(name.rpartition(".")[0] for name in new)
-        line += f"; new: {', '.join(modules)}"
-    rest = [name for name in state if names.get(name) not in fits]
+        line += f"; new: {', '.join(dict.fromkeys(new))}"
+    rest = [f"{name} {list(value.shape)}" for name, value in state.items() if names.get(name) not in fits]
     if rest:
-        shown = [f"{name} {list(state[name].shape)}" for name in rest[:4]]
-        line += f"; {len(rest)} of the file's {len(state)} found no place: {', '.join(shown)}"
+        line += f"; {len(rest)} of the file's {len(state)} found no place: {', '.join(rest[:4])}"
     return line
 
 

@@ -16,7 +16,6 @@ import math
 import os
 import shlex
 from argparse import Namespace
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -60,15 +59,14 @@ def train(run: "Run", trainer: "Trainer", valid: Faces) -> None:
         figures = trainer.train_epoch(epoch)
         predictions = evaluate.predict(trainer.model, valid, trainer.size, trainer.tasks, trainer.device)
         metrics = evaluate.means(evaluate.per_face(valid, predictions))
-        figures |= {f"val_{name}": value for name, value in metrics.items()}
-        figures |= {"epoch": epoch, "age_mae": metrics.get("age_mae", 0)}
+        figures |= {f"val_{name}": value for name, value in metrics.items()} | {"epoch": epoch}
         if not math.isfinite(sum(figures.values())):
             raise DataError(f"epoch {epoch}: a loss is no number; last.pth is that of "
                             f"epoch {epoch - 1}, a lower --lr may help")
         run.log(*evaluate.epoch_lines(figures))
         temperatures = evaluate.calibrate(valid, predictions)
         content = trainer.content(epoch, metrics, temperatures)
-        run.save(content, evaluate.mean_error(metrics))
+        run.save(content, evaluate.mean_error(figures))
 
 
 class Trainer:
@@ -106,7 +104,7 @@ class Trainer:
             mode = {"cuda": "reduce-overhead"}.get(self.device.type)
             network = torch.compile(network, dynamic=False, mode=mode)
         if self.world > 1:
-            # `train_epoch` broadcasts BatchNorm's running statistics; no step reads them
+            # BatchNorm's running statistics: those of rank 0, which saves, are enough
             network = DistributedDataParallel(network, broadcast_buffers=False)
         self.network = network
 
@@ -126,8 +124,6 @@ class Trainer:
             self.step(batch, rate, sums)
         if self.world > 1:
             dist.all_reduce(sums)
-            for buffer in self.model.buffers():     # BatchNorm's running statistics, rank 0's
-                dist.broadcast(buffer, 0)
         figures = {"lr": max(rates)}
         for task, (loss, correct, known) in zip(self.tasks, sums.tolist()):
             known = max(known, 1)               # of a few samples, none may have the label
@@ -314,12 +310,6 @@ class Run:
             print(text, end="", file=self.lines, flush=True)
             print(text, end="", flush=True)
 
-    def log_faces(self, faces: Faces) -> None:
-        """Log how many faces each part has, and what is left out."""
-        for number, part in enumerate(faces.parts):
-            table = replace(faces.keep(faces["part"] == number), parts=[part])
-            self.log(datasets.describe(table, part.name)[0], *datasets.left_out(table))
-
     def save(self, content: dict, error: float = math.inf) -> None:
         """Save last.pth; and best.pth, without the training, where `error` is the least so far."""
         better, self.best = error < self.best, min(error, self.best)
@@ -360,12 +350,6 @@ def read_parts(args: Namespace, root: Path) -> tuple[list[Part], list[Part], lis
     valid, more = datasets.read(root, dict.fromkeys(args.split), "valid", tasks)
     if gaps or more:
         raise (gaps + more)[0]
-    for subset, parts in ("train", train), ("valid", valid):
-        faces = datasets.join([Faces.of(part) for part in parts])
-        for task in tasks:
-            if not faces.known(task).any():
-                names = " ".join(args.split)
-                raise DataError(f"--split {names}: no labels for {task} in its {subset} part")
     held_out = []
     for subset in ("valid", "test") if args.without_copies else ():
         with contextlib.suppress(datasets.Missing):
@@ -454,6 +438,9 @@ def complete(args: Namespace) -> None:
         raise DataError("--weights: all are 0; expected one above 0, such as 1 0 0 for age alone")
     if args.heads and not args.pretrained:
         raise DataError("--heads: expected --pretrained, whose layers below the heads stay as they are")
+    unlabelled = tasks.difference(*map(datasets.DATASETS.get, args.split))
+    if unlabelled:
+        raise DataError(f"--split {' '.join(args.split)}: no labels for {', '.join(sorted(unlabelled))}")
     for name in args.rehearse:
         if tasks.isdisjoint(datasets.DATASETS[name]):
             raise DataError(f"--rehearse {name}: the weights of its tasks are 0")
@@ -479,8 +466,7 @@ def read_settings(run: Run) -> tuple[Namespace, dict]:
         raise DataError(f"{args.resume}: no training state; expected a run's last.pth")
     run.folder, run.epoch = args.resume.parent, saved["epoch"]
     run.best = saved["training"]["best"]
-    parser.set_defaults(**saved["settings"])
-    args = parser.parse_args()
+    args = parser.parse_args(namespace=Namespace(**saved["settings"]))
     for name in saved["settings"].keys() - set(CHANGEABLE):
         if getattr(args, name) != saved["settings"][name]:
             option = name.replace("_", "-")
@@ -519,8 +505,7 @@ def set_up(run: Run) -> tuple[Trainer, Faces]:
     run.log(*settings_lines(trainer, settings), *notes)
     faces = load_faces(args, cache, world, train, held_out)
     valid = load_faces(args, cache, world, valid, [])
-    run.log_faces(faces)
-    run.log_faces(valid)
+    run.log(*evaluate.faces_used(faces), *evaluate.faces_used(valid))
     trainer.start(faces)
     trainer.targets = ask_teachers(trainer, teachers)
     if not saved:

@@ -217,7 +217,7 @@ def pictures(args: argparse.Namespace, device: torch.device, root: Path,
 
         def project() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                for file, faces, _ in predictor.process(files):
+                for file, faces, _ in predictor.process(map(evaluate.Picture, files)):
                     evaluate.show_faces(file, [predictor.describe(*face) for face in faces])
 
         @torch.inference_mode()

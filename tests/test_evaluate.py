@@ -105,7 +105,7 @@ def test_chalearn_error_where_all_guessed_the_same_age():
 def test_a_prediction_that_is_no_number_counts_as_infinitely_wrong():
     predictions = Predictions({"age": np.array([np.nan, 21, np.nan])})
     metrics = score(faces(age=[20, 20, np.nan]), predictions)
-    assert metrics["age_mae"] == evaluate.mean_error(metrics) == np.inf
+    assert metrics["age_mae"] == evaluate.mean_error({"val_age_mae": np.inf}) == np.inf
 
 
 def test_what_was_not_predicted_or_has_no_label_is_not_measured():
@@ -239,11 +239,10 @@ def test_seed_log_reads_back_and_is_written_to_the_letter(tmp_path):
     (tmp_path / "seed.txt").write_text(SEED_LOG)
     options, (epoch,) = evaluate.read_log(tmp_path / "seed.txt")
     assert options == {} and epoch["epoch"] == 12 and epoch["lr"] == 0.01
-    assert epoch["age_loss"] == 4.351883343876301 and epoch["age_mae"] == 12.487859796083074
-    assert epoch["val_gender_acc"] == 87.21448467116502 and epoch["val_emotion_acc"] == 0
-    measured = {name: value for name, value in epoch.items() if value}
+    assert epoch["age_loss"] == 4.351883343876301 and epoch["val_age_mae"] == 12.487859796083074
+    assert epoch["val_gender_acc"] == 87.21448467116502 and "val_emotion_acc" not in epoch
     stamps = re.findall(r"^\[.*?\] ", SEED_LOG, re.MULTILINE)
-    lines = zip(stamps, evaluate.epoch_lines(measured), strict=True)
+    lines = zip(stamps, evaluate.epoch_lines(epoch), strict=True)
     assert "".join(f"{stamp}{line}\n" for stamp, line in lines) == SEED_LOG
     row = r"\| ResNet-18-Age-Gender +\| +12.49 \| +87.21 \| +\| +\| +0.01 \|"
     assert re.search(row, evaluate.results_table(evaluate.read_logs(tmp_path).values()))
@@ -255,8 +254,8 @@ def test_log_of_a_run_that_was_killed_and_resumed(tmp_path):
     def block(accuracy):
         lines = evaluate.epoch_lines({**figures, "val_emotion_acc": accuracy})
         return "".join(f"[01.01.2026 00:00:00] {line}\n" for line in lines)
-    once = block(50.0)
-    (tmp_path / "a.txt").write_text(once[:len(once) // 2] + "\n" + block(51.0) + block(52.0) + once[:90])
+    once, cut = block(50.0), "\n[01.01.2026 00:00:00] age_loss: 4.3e"
+    (tmp_path / "a.txt").write_text(once[:len(once) // 2] + "\n" + block(51.0) + block(52.0) + once[:90] + cut)
     epochs = evaluate.read_log(tmp_path / "a.txt").epochs
     assert [epoch["val_emotion_acc"] for epoch in epochs] == [52.0]
 
@@ -268,11 +267,11 @@ def test_table_shows_the_seeds_rows_and_each_runs_best_epoch(tmp_path):
             lines += evaluate.epoch_lines({"lr": 0.01, "epoch": i, **values})
         (tmp_path / name).write_text("".join(f"[01.01.2026 00:00:00] {line}\n" for line in lines))
     log("1.txt", "train.py --data data --split imdb-wiki --weights 1 1 0 --lr 0.03",
-        {"age_mae": 6.0, "val_gender_acc": 90.0})
+        {"val_age_mae": 6.0, "val_gender_acc": 90.0})
     log("2.txt", "train.py --data data --split cvpr2016 fer2013 --weights 1 0.1 1 --pretrained a/best.pth "
         "--lr 0.01",
-        {"age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0},
-        {"age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
+        {"val_age_mae": 6.0, "val_gender_acc": 90.0, "val_emotion_acc": 60.0},
+        {"val_age_mae": 6.1, "val_gender_acc": 89.0, "val_emotion_acc": 61.0})
     log("3.txt", "train.py --data data --split fer2013 --weights 0 0 1 --lr 0.02",
         {"val_emotion_acc": 60.0}, {"val_emotion_acc": 70.123})
     log("4.txt", "train.py --data data")
@@ -315,8 +314,7 @@ def test_figures_equal_the_logs_to_the_last_digit_and_predictions_score_the_same
     names = {"cvpr2016": ("age_mae", "gender_acc", "gender_loss", "age_loss"),
              "fer2013": ("emotion_acc", "emotion_loss")}[split]
     for name in names:
-        logged_as = name if name == "age_mae" else f"val_{name}"
-        assert shown[name.replace("age_mae", "age mae")] == logged[logged_as], name
+        assert shown[name.replace("age_mae", "age mae")] == logged[f"val_{name}"], name
     scored = run(*command, "--predictions", "p.csv", cwd=work).stdout
     of_both = text[:text.rindex("\n\n") + 1]                # behind it, of a model alone, calibration
     same = [line for line in of_both.splitlines() if "_loss" not in line and "best.pth" not in line]

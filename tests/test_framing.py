@@ -227,5 +227,5 @@ def test_predictions_are_averaged_over_a_second():
         return [(Detection((0, 0, 9, 9), LANDMARKS, 1.0), {"age": torch.full((1, 101), age)})]
     tracks = {}
     for time, age, mean in (0, 1.0, 1), (0.5, 2.0, 1.5), (1, 6.0, 3), (1.5, 1.0, 3), (9, 5.0, 5):
-        (_, logits, number), = evaluate.follow(tracks, evaluate.Frame(None, time, 2, None), found(age))
+        (_, logits, number), = evaluate.follow(tracks, evaluate.Picture(None, time, 2, None), found(age))
         assert logits["age"][0, 0] == pytest.approx(mean) and number == (2 if time == 9 else 1)
