@@ -846,6 +846,8 @@ def predict_pictures(pictures: Collection[str] = (), camera: str | None = None, 
     """Print a line for each face; name pictures that can't be read on stderr. Returns the exit status."""
     if camera and out:
         raise DataError("--out does not go with --camera")
+    if out and any(os.path.realpath(out) == os.path.realpath(name) for name in pictures):
+        raise DataError(f"--out {out}: its pictures are read; name another folder")
     predictor = Predictor(checkpoint, device, detect, tta)
     about = sys.stderr if json else sys.stdout
     predictor.introduce(file=about)

@@ -625,6 +625,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--data", "x"], "is required"),
     (["--split", "fer2013", "--detect"], "--detect does not go with split"),
     (["x.jpg", "--plot", "p.png"], "--plot does not go with pictures"),
+    ([".", "--out", "."], "--out .: its pictures are read"),
     (["x.jpg", "--subset", "test"], "--subset does not go with pictures"),
     (["--logs", "x", "--checkpoint", "x.pth"], "--checkpoint does not go with logs"),
     (["--export", "gone/p.pth"], "in a folder that is there"),
