@@ -881,8 +881,8 @@ def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
             return crop_face(part, face, size, detect)
         except Exception as error:          # Pillow may raise any exception on a broken file
             # the machine's fault, not the file's; a broken TIFF is an invalid argument
-            number = getattr(error, "errno", None)
-            if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
+            code = getattr(error, "errno", None)
+            if isinstance(error, MemoryError) or code not in (None, errno.EINVAL):
                 raise
             return np.zeros((size, size, 3), np.uint8), UNDECODABLE
     shape = (len(part.faces), size, size, 3)
