@@ -395,8 +395,9 @@ def read_log(file: Path) -> Log:
         elif figure := FIGURE.fullmatch(line):
             if figure[2] != "0":                            # of a task of weight 0
                 figures[figure[1].replace("[Valid] age mae", "val_age_mae")] = float(figure[2])
-        elif line.startswith("-----") and "epoch" in figures:
-            epochs[figures["epoch"]] = figures
+        elif line.startswith("-----"):
+            if "epoch" in figures and figures.keys() & METRICS.values():        # a finished epoch
+                epochs[figures["epoch"]] = figures
             figures = {}
     if not epochs:
         raise DataError("no finished epoch")

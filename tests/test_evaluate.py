@@ -431,6 +431,13 @@ def test_an_output_that_is_there_among_the_data_is_not_replaced(work, trained):
     assert "is among the data" in run(*command, cwd=work, status=2).stderr and table.stat() == before
 
 
+def test_a_picture_that_is_read_is_not_replaced(tmp_path):
+    photo = picture(tmp_path / "a.png")
+    before = photo.read_bytes()
+    done = run("evaluate.py", photo, "--csv", photo, cwd=tmp_path, status=2)
+    assert "expected a name that ends with .csv" in done.stderr and photo.read_bytes() == before
+
+
 # ---- pictures
 
 def test_pictures(trained, work, tmp_path):
