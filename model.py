@@ -1,4 +1,5 @@
 """The network, its input and augmentation, its losses, and checkpoints."""
+import copy
 import functools
 import io
 import math
@@ -356,6 +357,20 @@ def load_weights(network: FaceAttributeNet, file: Path) -> str:
     if rest:
         line += f"; {len(rest)} of the file's {len(state)} found no place: {', '.join(rest[:4])}"
     return line
+
+
+def load_mean(network: FaceAttributeNet, files: list[Path]) -> list[str]:
+    """Load the mean of the weights of files, of runs that began alike. Returns a line for each file.
+
+    Wortsman et al., ICML 2022, "Model soups: averaging weights of multiple fine-tuned models".
+    """
+    lines, states = [], []
+    for file in files:
+        lines.append(load_weights(network, file))
+        states.append(copy.deepcopy(network.state_dict()))
+    for name, value in network.state_dict().items():
+        value.copy_(sum(state[name] for state in states) / len(states))
+    return lines
 
 
 def find_state_dict(content: dict) -> Tensors:

@@ -178,14 +178,14 @@ class Trainer:
             "epoch": epoch, "metrics": metrics, "training": training,
         }
 
-    def keep_heads(self, file: Path) -> str:
-        """Keep a checkpoint's other heads, if images are framed as for them. Returns a line on that."""
-        content, args = models.read_checkpoint(file), self.args
+    def keep_heads(self, files: list[Path]) -> str:
+        """Keep the other heads that all files have, if images are framed as for them. Returns a line on it."""
+        args, contents = self.args, list(map(models.read_checkpoint, files))
         ours = {**models.description(), "detected": args.detect, "image_size": args.image_size}
-        if ours.items() <= content.items():
-            self.kept = {task: content["temperatures"].get(task, 1) for task in content["tasks"]
-                         if task not in self.tasks}
-        return f"{file}: kept heads: {', '.join(self.kept) or 'none'}"
+        if all(ours.items() <= content.items() for content in contents):
+            others = set(TASKS).difference(self.tasks).intersection(*(each["tasks"] for each in contents))
+            self.kept = {task: contents[0]["temperatures"].get(task, 1) for task in TASKS if task in others}
+        return f"kept heads: {', '.join(self.kept) or 'none'}"
 
     def load(self, content: dict, file: Path) -> None:
         """Restore the training of a last.pth. Raises CheckpointError where it does not fit."""
@@ -400,7 +400,8 @@ def make_parser() -> datasets.Parser:
            help="train on these too, but don't validate on them: against forgetting")
     option("--weights", nargs=len(TASKS), type=weight, default=[1] * len(TASKS), metavar=TASKS,
            help="weights of the losses; a task of weight 0 reads no data (default: 1)")
-    option("--pretrained", help="weights to begin with; what fits is loaded")
+    option("--pretrained", nargs="+", help="weights to begin with, or to begin with the mean of; "
+           "what fits is loaded")
     option("--heads", action="store_true",
            help="train the heads alone, on the features of --pretrained: few images are enough")
     option("--teacher", nargs="+", default=[],
@@ -497,9 +498,10 @@ def set_up(run: Run) -> tuple[Trainer, Faces]:
         trainer.load(saved, args.resume)
         notes.append(f"resumed after epoch {run.epoch}")
     elif args.pretrained:
-        notes.append(models.load_weights(trainer.model, Path(args.pretrained)))
+        files = list(map(Path, args.pretrained))
+        notes += models.load_mean(trainer.model, files)
         if args.heads:
-            notes.append(trainer.keep_heads(Path(args.pretrained)))
+            notes.append(trainer.keep_heads(files))
     if run.rank == 0:
         run.open_log(args.logs, "r+") if saved else run.begin(args)
     run.log(*settings_lines(trainer, settings), *notes)
