@@ -284,28 +284,26 @@ def test_pretraining_and_fine_tuning(place):
 
 
 def test_the_heads_alone_are_trained_on_the_mean_features_of_others(trained, work, place):
-    first, other = the_last(work)[0], place / "other.pth"
-    torch.save({"model": models.FaceAttributeNet().state_dict()}, other)
-    run("train.py", *SMALL, "--weights", 1, 0, 1, "--heads", "--pretrained", first, other, "--epochs", 1,
+    old, new = the_last(work)[0], place / "new.pth"
+    torch.save({"model": models.FaceAttributeNet().state_dict()}, new)
+    run("train.py", *SMALL, "--weights", 1, 0, 1, "--heads", "--pretrained", old, new, "--epochs", 1,
         cwd=place)
-    *before, after = (torch.load(file, weights_only=True)["model"]
-                      for file in (first, other, the_last(place)[0]))
+    files = old, new, the_last(place)[0]
+    *before, after = (torch.load(file, weights_only=True)["model"] for file in files)
     changed = {name.split(".")[0] for name, value in after.items() if value.is_floating_point()
                and not torch.equal(value, sum(state[name] for state in before) / 2)}
     assert changed == {"age", "emotion"}
     best = the_last(work)[0].with_name("best.pth")
     run("train.py", *SMALL, "--weights", 1, 0, 0, "--heads", "--pretrained", best, "--image-size", 32,
         "--epochs", 1, "--checkpoints", "age", "--logs", "age", cwd=place)
-    last = next(place.glob("age/*/last.pth"))
-    before, after = (torch.load(file, weights_only=True) for file in (best, last))
+    before, after = (torch.load(file, weights_only=True) for file in (best, *place.glob("age/*/last.pth")))
     kept = [(content["tasks"], content["temperatures"]["gender"]) for content in (before, after)]
     assert kept[0] == kept[1] and before["temperatures"]["age"] != after["temperatures"]["age"]
     # emotions in another order are other heads
     torch.save({**before, "emotions": before["emotions"][::-1]}, place / "other.pth")
     trainer = argparse.Namespace(tasks=["age"], kept={}, args=argparse.Namespace(detect=False, image_size=32))
-    for file, heads in (best, "gender, emotion"), (place / "other.pth", "none"):
-        assert train.Trainer.keep_heads(trainer, [file]) == f"kept heads: {heads}"
-        trainer.kept = {}
+    for files, heads in ([best, place / "other.pth"], "none"), ([best, best], "gender, emotion"):
+        assert train.Trainer.keep_heads(trainer, files) == f"kept heads: {heads}"
     refused = run("train.py", *SMALL, "--heads", cwd=place, status=2)
     assert "--heads: expected --pretrained" in refused.stderr
 
