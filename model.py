@@ -363,6 +363,7 @@ def load_mean(network: FaceAttributeNet, files: list[Path]) -> list[str]:
     """Load the mean of the weights of files, of runs that began alike. Returns a line for each file.
 
     Wortsman et al., ICML 2022, "Model soups: averaging weights of multiple fine-tuned models".
+    A tensor that finds no place counts as in the file before.
     """
     lines, states = [], []
     for file in files:
