@@ -696,10 +696,8 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 # where the eyes, the nose and the corners of the mouth lie in the square, left ones first, in parts of its
 # side: their median over UTKFace's own aligned crops
 LANDMARKS = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.690), (0.659, 0.690)])
-# FER2013's pictures are aligned by one scale and one shift, in parts of the side, which bring the median of
-# their landmarks to these places
-FER2013_SCALE, FER2013_SHIFT = 1.037, (-0.035, -0.116)
-FER2013_SIDE = 64                       # pixels of the aligned picture, before it is resized
+# and in FER2013's pictures, all of which are aligned alike, by the median of their landmarks
+FER2013_LANDMARKS = (LANDMARKS + (0.035, 0.116)) / 1.037
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)
 LARGE_FACE = 64                         # pixels in the first search; smaller faces come from the second
@@ -800,20 +798,9 @@ def align(picture: Image.Image, landmarks: np.ndarray, size: int) -> np.ndarray:
     cut_size = np.maximum(1, np.round((high - low) * shrink).astype(int))
     cut = picture.resize(tuple(cut_size.tolist()), Image.Resampling.BILINEAR,
                          tuple(np.concatenate([low, high]).tolist()))
-    centers = pixel_centers(size) * size
+    centers = np.arange(size) + 0.5
+    centers = np.stack(np.meshgrid(centers, centers), -1)
     return sample_pixels(np.asarray(cut), ((centers - shift) @ inverse.T - low) / (high - low))
-
-
-def align_fer2013(picture: Image.Image, size: int) -> np.ndarray:
-    """The square of a face in one of FER2013's pictures: (size, size, 3) uint8."""
-    places = (pixel_centers(FER2013_SIDE) - FER2013_SHIFT) / FER2013_SCALE
-    return center_crop(Image.fromarray(sample_pixels(np.asarray(picture), places)), size)
-
-
-def pixel_centers(size: int) -> np.ndarray:
-    """The centers of a square's pixels, across and down, in parts of its side: (size, size, 2)."""
-    centers = (np.arange(size) + 0.5) / size
-    return np.stack(np.meshgrid(centers, centers), -1)
 
 
 def sample_pixels(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -857,7 +844,7 @@ def prepare(part: Part, size: int, cache: Path, detect: bool = False) -> Faces:
 def stat_files(part: Part) -> tuple[Part, str]:
     """`part` without the files that are missing, and a key of all that the others' images depend on."""
     settings = (CACHE_FORMAT, DETECTOR.name, SEARCHED_SIDES, LARGE_FACE, SMALLEST_FACE, LEAST_CONFIDENCE,
-                LANDMARKS.tolist(), FER2013_SCALE, FER2013_SHIFT, FER2013_SIDE)
+                LANDMARKS.tolist(), FER2013_LANDMARKS.tolist())
     key = hashlib.blake2b(str(settings).encode(), digest_size=8)
     there = replace(part, faces=[], dropped=defaultdict(list, part.dropped), remarks={})
     for face in part.faces:
@@ -905,12 +892,16 @@ def crop_face(part: Part, face: Face, size: int, detect: bool) -> tuple[np.ndarr
         else:
             image = Image.fromarray(center_crop(open_picture(part.folder / face.file), 48))
         image = image.convert("L").convert("RGB")
-        return (align_fer2013 if detect else center_crop)(image, size), DECODED
-    image = open_picture(part.folder / face.file, None if detect else size)
-    found = find_faces(image) if detect else []
-    if found:
-        return align(image, main_face(found, image.size).landmarks, size), DECODED
-    return center_crop(image, size), NO_FACE if detect else DECODED
+        landmarks = FER2013_LANDMARKS * image.size
+    else:
+        image = open_picture(part.folder / face.file, None if detect else size)
+        found = find_faces(image) if detect else []
+        landmarks = main_face(found, image.size).landmarks if found else None
+    if not detect:
+        return center_crop(image, size), DECODED
+    if landmarks is None:
+        return center_crop(image, size), NO_FACE
+    return align(image, landmarks, size), DECODED
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> None:

@@ -59,7 +59,7 @@ def test_align_repeats_the_edge_outside_the_picture():
 def test_fer2013_is_aligned_so_that_its_median_landmarks_come_to_their_places():
     median = np.array([(.315, .388), (.690, .383), (.503, .596), (.352, .789), (.659, .784)])   # as detected
     for point, place in zip(48 * median, LANDMARKS):
-        square = datasets.align_fer2013(spot(point, 2.4, 48, 48), 32)
+        square = datasets.align(spot(point, 2.4, 48, 48), 48 * datasets.FER2013_LANDMARKS, 32)
         assert square.shape == (32, 32, 3) and math.dist(center(square), place) < 0.03
 
 
