@@ -612,8 +612,7 @@ Image.init()                            # registers Pillow's formats; only IMAGE
 IMAGE_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"} & Image.OPEN.keys()
 IMAGE_FILES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 FIRST_BYTES = re.compile(rb"(?s)\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM....\0{4}|GIF8|II\*\0|MM\0\*")
-LARGEST_PICTURE = 250_000_000           # pixels that are decoded; a larger picture is refused
-Image.MAX_IMAGE_PIXELS = None           # LARGEST_PICTURE is of what is decoded, not of what the file holds
+Image.MAX_IMAGE_PIXELS = 125_000_000    # Pillow refuses pictures of more than twice as many
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 28   # bytes; sound pixels may follow
 
 
@@ -631,7 +630,7 @@ def open_picture(file: Path, side: int | None = None) -> Image.Image:
     """A picture upright and in RGB; a JPEG with `side` comes smaller where its sides keep twice that.
 
     EXIF orientation, palette, grey, alpha (on white), CMYK, 16 and 32 bits are taken care of.
-    Raises: ValueError where it is no plain file or too large; whatever Pillow raises on other files.
+    Raises: ValueError where it is no plain file; whatever Pillow raises on other files.
     """
     if file.exists() and not file.is_file():                # opening a pipe or a device might never end
         raise ValueError("not a file")
@@ -654,9 +653,6 @@ def decode_picture(file: Path | BinaryIO, side: int | None) -> Image.Image:
     with Image.open(file, formats=sorted(IMAGE_FORMATS)) as image:
         if side:
             image.draft(None, (2 * side, 2 * side))
-        if image.width * image.height > LARGEST_PICTURE:
-            raise ValueError(f"{image.width}x{image.height} is too large a picture; expected at most "
-                             f"{LARGEST_PICTURE // 10 ** 6} megapixels")
         return upright(image)
 
 
@@ -800,12 +796,8 @@ def align(picture: Image.Image, landmarks: np.ndarray, size: int) -> np.ndarray:
                          tuple(np.concatenate([low, high]).tolist()))
     centers = np.arange(size) + 0.5
     centers = np.stack(np.meshgrid(centers, centers), -1)
-    return sample_pixels(np.asarray(cut), ((centers - shift) @ inverse.T - low) / (high - low))
-
-
-def sample_pixels(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """An image (h, w, 3) uint8, sampled bilinearly at `places` (k, k, 2) in parts of its sides."""
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
+    places = ((centers - shift) @ inverse.T - low) / (high - low)       # in parts of the cut's sides
+    image = torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None].float()
     grid = torch.from_numpy(places * 2 - 1)[None].float()
     sampled = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
     return sampled[0].round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
@@ -886,22 +878,18 @@ def decode(part: Part, size: int, detect: bool, folder: Path) -> None:
 
 def crop_face(part: Part, face: Face, size: int, detect: bool) -> tuple[np.ndarray, int]:
     """The square of a face, (size, size, 3) uint8, and what became of its picture."""
-    if part.source.grey:
-        if face.pixels:
-            image = Image.fromarray(np.array(face.pixels.split(), np.uint8).reshape(48, 48))
-        else:
-            image = Image.fromarray(center_crop(open_picture(part.folder / face.file), 48))
-        image = image.convert("L").convert("RGB")
-        landmarks = FER2013_LANDMARKS * image.size
+    if face.pixels:
+        image = Image.fromarray(np.array(face.pixels.split(), np.uint8).reshape(48, 48)).convert("RGB")
     else:
         image = open_picture(part.folder / face.file, None if detect else size)
-        found = find_faces(image) if detect else []
-        landmarks = main_face(found, image.size).landmarks if found else None
     if not detect:
         return center_crop(image, size), DECODED
-    if landmarks is None:
+    if part.source.grey:
+        return align(image, FER2013_LANDMARKS * image.size, size), DECODED
+    found = find_faces(image)
+    if not found:
         return center_crop(image, size), NO_FACE
-    return align(image, landmarks, size), DECODED
+    return align(image, main_face(found, image.size).landmarks, size), DECODED
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> None:
