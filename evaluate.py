@@ -30,7 +30,7 @@ from datasets import CLASS_NAMES, MAX_AGE, TASKS, DataError, Detection, Faces, P
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -956,51 +956,41 @@ DARK, YELLOW = (20, 20, 20), (255, 220, 0)
 
 def write_annotated(folder: Path, count: int, file: Path, faces: list[FacePrediction]) -> None:
     """Write a picture with its faces' boxes and what is predicted."""
-    image = datasets.open_picture(file)
-    enlarged = max(1, math.ceil(320 / max(image.size)))         # until text on it can be read
-    image = image.resize((image.width * enlarged, image.height * enlarged))
     with datasets.whole_file(folder / f"{count:05}_{file.name[-60:]}.png") as output:
-        annotate(image, faces, enlarged).save(output, "PNG")
+        annotate(datasets.open_picture(file), faces).save(output, "PNG")
 
 
 def write_frame(folder: Path, count: int, frame: Picture, faces: list[FacePrediction], video):
     """Write a frame likewise to `video`, or to a new one where it is a first frame. Returns the video."""
-    height, width, _ = frame.pixels.shape
+    image = annotate(Image.fromarray(frame.pixels), faces)
     if frame.time == 0:
         if video:
             video.release()
         cv2 = sys.modules["cv2"]
         target = folder / f"{count:05}_{frame.file.stem[-60:]}.mp4"
-        video = cv2.VideoWriter(os.fsencode(target), cv2.VideoWriter.fourcc(*"mp4v"), frame.rate,
-                                (width, height))
+        video = cv2.VideoWriter(os.fsencode(target), cv2.VideoWriter.fourcc(*"mp4v"), frame.rate, image.size)
         if not video.isOpened():
             raise DataError(f"{target}: can't be written")
-    image = annotate(Image.fromarray(frame.pixels), faces, grow=False)
     video.write(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
     return video
 
 
-def annotate(image: Image.Image, faces: list[FacePrediction], scale: float = 1,
-             grow: bool = True) -> Image.Image:
-    """A picture with its faces' boxes, whose pixels are multiplied by `scale`, and texts below them.
-
-    Where there is no room for a text, the picture grows; without `grow` the text moves.
-    """
+def annotate(image: Image.Image, faces: list[FacePrediction]) -> Image.Image:
+    """A picture with its faces' boxes, and texts below them or, where there is no room, at its edge."""
+    enlarged = max(1, math.ceil(320 / max(image.size)))         # until text on it can be read
+    image = image.resize((image.width * enlarged, image.height * enlarged))
+    draw = ImageDraw.Draw(image)
     size = max(12, min(image.size) // 24)
     font = ImageFont.load_default(size)
     for face in faces:
         text = in_words(face).replace(", ", "\n")
-        *_, width, height = map(math.ceil, ImageDraw.Draw(image).multiline_textbbox((0, 0), text, font))
+        *_, width, height = map(math.ceil, draw.multiline_textbbox((0, 0), text, font))
         left, top = 0, image.height
         if face.box:
-            box = [round(side * scale) for side in face.box]
-            ImageDraw.Draw(image).rectangle(box, outline=YELLOW, width=max(2, size // 8))
+            box = [side * enlarged for side in face.box]
+            draw.rectangle(box, outline=YELLOW, width=max(2, size // 8))
             left, _, _, top = box
-        if grow:
-            room = (0, 0, max(0, left + width - image.width), max(0, top + height - image.height))
-            image = ImageOps.expand(image, room, DARK)
         left, top = min(left, image.width - width), min(top, image.height - height)
-        draw = ImageDraw.Draw(image)
         draw.rectangle((left, top, left + width, top + height), DARK)
         draw.multiline_text((left, top), text, YELLOW, font)
     return image
