@@ -176,10 +176,14 @@ class Trainer:
         }
 
     def keep_heads(self, files: list[Path]) -> str:
-        """Keep the other heads that all files have, if images are framed as for them. Returns a line on it."""
-        args, contents = self.args, list(map(models.read_checkpoint, files))
-        ours = {**models.description(), "detected": args.detect, "image_size": args.image_size}
-        if all(ours.items() <= content.items() for content in contents):
+        """Keep the other heads that all files have, if images are framed alike, and as large as the first's.
+
+        Returns a line on it.
+        """
+        contents = list(map(models.read_checkpoint, files))
+        ours = {**models.description(), "detected": self.args.detect}
+        alike = all(ours.items() <= content.items() for content in contents)
+        if alike and contents[0]["image_size"] == self.args.image_size:
             others = set(TASKS).difference(self.tasks).intersection(*(each["tasks"] for each in contents))
             self.kept = {task: contents[0]["temperatures"].get(task, 1) for task in TASKS if task in others}
         return f"kept heads: {', '.join(self.kept) or 'none'}"

@@ -288,7 +288,9 @@ def test_the_heads_alone_are_trained_on_the_mean_features_of_others(trained, wor
     # emotions in another order are other heads
     torch.save({**before, "emotions": before["emotions"][::-1]}, place / "other.pth")
     trainer = argparse.Namespace(tasks=["age"], kept={}, args=argparse.Namespace(detect=False, image_size=32))
-    for files, heads in ([best, place / "other.pth"], "none"), ([best, best], "gender, emotion"):
+    torch.save({**before, "image_size": 48}, place / "larger.pth")
+    for files, heads in (([best, place / "other.pth"], "none"), ([place / "larger.pth", best], "none"),
+                         ([best, place / "larger.pth"], "gender, emotion")):
         assert train.Trainer.keep_heads(trainer, files) == f"kept heads: {heads}"
     refused = run("train.py", *SMALL, "--heads", cwd=place, status=2)
     assert "--heads: expected --pretrained" in refused.stderr
