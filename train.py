@@ -92,10 +92,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def start(self, faces: Faces) -> None:
-        """Get ready to train on `faces`."""
+        """Get ready to train on `faces`. Raises DataError where they are too few."""
         self.faces = faces.to_device(self.device)
         images = sum(datasets.pools(faces, self.args.samples).values())
         self.steps = math.ceil(images / self.args.batch_size)
+        if images // self.steps < 2 * self.world:           # of the smallest step
+            raise DataError("a step needs at least 2 images for each process; "
+                            "expected a larger --batch-size, or more images an epoch")
         network = self.model
         if self.args.compile:
             mode = {"cuda": "reduce-overhead"}.get(self.device.type)

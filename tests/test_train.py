@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import datasets
 import evaluate
@@ -236,6 +237,19 @@ def test_a_step_follows_the_mean_over_its_images_of_the_weighted_losses(world, t
     for task, values in expected.items():                   # DDP takes the mean over processes
         mean = sum(getattr(network, task).detach() for network in networks) / world
         torch.testing.assert_close(mean, values)
+
+
+def test_a_single_image_is_too_few(tmp_path):
+    for part in ("train", "valid"):
+        (tmp_path / f"data/fer2013/{part}/happy").mkdir(parents=True)
+        Image.new("L", (48, 48)).save(tmp_path / f"data/fer2013/{part}/happy/1.png")
+    alone = ("train.py", "--weights", 0, 0, 1)
+    assert "at least 2" in run(*alone, "--image-size", 32, cwd=tmp_path, status=2).stderr
+    for part, count in (("train", 3), ("valid", 1)):
+        for i in range(count):
+            Image.new("L", (48, 48)).save(tmp_path / f"data/fer2013/{part}/happy/{i}.png")
+    done = run(*alone, "--image-size", 32, "--batch-size", 2, cwd=tmp_path, status=2)       # steps of 2 and 1
+    assert "at least 2" in done.stderr
 
 
 def test_runs_of_the_same_second_get_a_number(place, monkeypatch):
