@@ -692,7 +692,7 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 # where the eyes, the nose and the corners of the mouth lie in the square, left ones first, in parts of its
 # side: their median over UTKFace's own aligned crops
 LANDMARKS = np.array([(0.292, 0.286), (0.683, 0.287), (0.492, 0.516), (0.311, 0.690), (0.659, 0.690)])
-# and in FER2013's pictures, all of which are aligned alike, by the median of their landmarks
+# and, the same in all of FER2013's pictures, near the median of those found there
 FER2013_LANDMARKS = (LANDMARKS + (0.035, 0.116)) / 1.037
 # pixels of the longer side at which a picture is searched, for large faces and for small ones
 SEARCHED_SIDES = (256, 1280)

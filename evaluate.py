@@ -990,7 +990,8 @@ def annotate(image: Image.Image, faces: list[FacePrediction]) -> Image.Image:
             box = [side * enlarged for side in face.box]
             draw.rectangle(box, outline=YELLOW, width=max(2, size // 8))
             left, _, _, top = box
-        left, top = min(left, image.width - width), min(top, image.height - height)
+        left = max(0, min(left, image.width - width))
+        top = max(0, min(top, image.height - height))
         draw.rectangle((left, top, left + width, top + height), DARK)
         draw.multiline_text((left, top), text, YELLOW, font)
     return image
