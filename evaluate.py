@@ -1123,7 +1123,7 @@ WORKS = {"predictions": evaluate_predictions, "split": evaluate_network, "logs":
 
 def main() -> int | None:
     parser = make_parser()
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value}
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value or value == ""}
     work = next(name for name in WORKS if name in given)
     parameters = inspect.signature(WORKS[work]).parameters
     for name in sorted(given.keys() - parameters - {"data", "cache", "debug"}):

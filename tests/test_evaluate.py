@@ -630,6 +630,7 @@ def test_plots(trained, work, tmp_path, monkeypatch):
     (["--csv", "a.jpg", "x.jpg"], "a.jpg: expected a name that ends with .csv"),
     (["--logs", "x", "--plot", "p.gif"], "p.gif: expected a name that ends with .png or .svg or .pdf"),
     (["--data", "x"], "is required"),
+    (["--split", "fer2013", "--data", "", "--predictions", "p.csv"], "is not there"),
     (["--split", "fer2013", "--detect"], "--detect does not go with split"),
     (["x.jpg", "--plot", "p.png"], "--plot does not go with pictures"),
     ([".", "--out", "."], "--out .: its pictures are read"),
