@@ -16,6 +16,7 @@ import math
 import os
 import shlex
 from argparse import Namespace
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -114,13 +115,10 @@ class Trainer:
         self.size = size_at(epoch, args)
         steps = range((epoch - 1) * self.steps, epoch * self.steps)
         rates = [rate_at(step, total, args) for step in steps]
-        batches = datasets.batches(self.faces, args.samples, args.batch_size, models.DRAWS,
-                                   (args.seed, epoch), self.rank, self.world)
-        batches = datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
         # by task: loss, correct predictions, known labels
         sums = torch.zeros((len(self.tasks), 3), dtype=torch.float64, device=self.device)
         self.network.train(not args.heads)      # BatchNorm's statistics are the backbone's
-        for batch, rate in zip(batches, rates):
+        for batch, rate in zip(self.batches(epoch), rates):
             self.step(batch, rate, sums)
         if self.world > 1:
             dist.all_reduce(sums)
@@ -130,6 +128,20 @@ class Trainer:
             figures[f"{task}_loss"] = loss / known
             figures[f"{task}_acc"] = 100 * correct / known
         return figures
+
+    def batches(self, epoch: int) -> Iterable[datasets.Batch]:
+        """This process's part of an epoch's steps."""
+        args = self.args
+        batches = datasets.batches(self.faces, args.samples, args.batch_size, models.DRAWS,
+                                   (args.seed, epoch), self.rank, self.world)
+        return datasets.progress(batches, self.steps, f"epoch {epoch}", args.batch_size)
+
+    def estimate_statistics(self) -> None:
+        """BatchNorm's statistics anew, over an epoch's images: of averaged weights they are not the average.
+
+        Izmailov et al., UAI 2018, "Averaging Weights Leads to Wider Optima and Better Generalization".
+        """
+        torch.optim.swa_utils.update_bn(map(self.inputs, self.batches(0)), self.model)
 
     def step(self, batch: datasets.Batch, rate: float, sums: torch.Tensor) -> None:
         """One step of the optimizer, which adds losses, correct predictions and labels to `sums`."""
@@ -155,11 +167,15 @@ class Trainer:
 
     def forward(self, batch: datasets.Batch) -> dict[str, torch.Tensor]:
         """The network's outputs for a batch, augmented."""
-        images = self.faces.gather(batch.rows, self.device)
-        draws = batch.draws.to(self.device, non_blocking=True)
-        inputs = models.augment(images, self.size, draws)
+        inputs = self.inputs(batch)
         with self.autocast(self.size):
             return self.network(inputs, tuple(self.tasks))
+
+    def inputs(self, batch: datasets.Batch) -> torch.Tensor:
+        """The network's input of a batch, augmented."""
+        images = self.faces.gather(batch.rows, self.device)
+        draws = batch.draws.to(self.device, non_blocking=True)
+        return models.augment(images, self.size, draws)
 
     def autocast(self, size: int) -> torch.autocast:
         """The context in which images of `size` pixels are computed in the fast precision."""
@@ -515,6 +531,8 @@ def set_up(run: Run) -> tuple[Trainer, Faces]:
     trainer.start(faces)
     trainer.targets = ask_teachers(trainer, teachers)
     if not saved:
+        if args.heads and len(args.pretrained) > 1:
+            trainer.estimate_statistics()
         run.save(trainer.content(0, {}, {}))
     return trainer, valid.to_device(trainer.device)
 
