@@ -433,7 +433,7 @@ def make_parser() -> datasets.Parser:
     option("--epochs", type=count, help=defaults["epochs"])
     option("--batch-size", type=datasets.at_least(2), default=BATCH_SIZE,
            help=f"images a step, over all tasks and processes (default: {BATCH_SIZE})")
-    option("--lr", type=datasets.at_least(1e-12, float),
+    option("--lr", type=number,
            help=f"highest learning rate, for steps of {BATCH_SIZE} images {defaults['lr']}")
     option("--decay", type=number, help=f"weight decay (L2) {defaults['decay']}")
     option("--constant", action="store_true", help="keep the learning rate and the images' size")

@@ -453,7 +453,7 @@ def test_ctrl_c_shows_how_to_resume(place):
     (["--weights", 0, 0, 0], "all are 0"), (["--weights", 1, 1], "3 arguments"),
     (["--weights", -1, 1, 1], "out of range"), (["--weights", "nan", 1, 1], "out of range"),
     (["--weights", "a", 1, 1], "invalid weight"),
-    (["--epochs", 0], "out of range"), (["--image-size", 8], "out of range"), (["--lr", 0], "out of range"),
+    (["--epochs", 0], "out of range"), (["--image-size", 8], "out of range"), (["--lr", -1], "out of range"),
     (["--split", "lfw"], "invalid choice"), (["--split", "imdb-wiki"], "no labels for emotion"),
     (["--split", "fer2013", "--weights", 1, 0, 0], "no labels for age"),
     (["--weights", 0, 0, 1, "--rehearse", "imdb-wiki"], "the weights of its tasks are 0"),
